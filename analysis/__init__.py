@@ -1,0 +1,1 @@
+"""Mathematics over the tables of a store; knows no Ray and no model."""

@@ -1,0 +1,24 @@
+"""Bytes on disk and the SQL over them: schema, paths, files, commits, catalog, verification."""
+
+from storage.errors import ActlakeError, DamagedFileError, QueryError, StoreError
+from storage.files import FileRecord, StoreFiles
+from storage.schema import SCHEMA_VERSION, TABLES, Table
+from storage.store import Store, create_store, open_store
+from storage.verify import VerifyReport, verify_store
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TABLES",
+    "ActlakeError",
+    "DamagedFileError",
+    "FileRecord",
+    "QueryError",
+    "Store",
+    "StoreError",
+    "StoreFiles",
+    "Table",
+    "VerifyReport",
+    "create_store",
+    "open_store",
+    "verify_store",
+]

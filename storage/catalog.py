@@ -1,0 +1,139 @@
+"""The SQL face of a store: DuckDB views over its files.
+
+The views read Parquet and JSON through globs and show only files that a commit record or an
+analysis manifest names, so they stay right while a capture goes on. They are plain DuckDB SQL:
+`view_statements` prints what any DuckDB client needs to use the store without this package.
+"""
+
+import duckdb
+import pyarrow as pa
+
+from storage.files import StoreFiles
+from storage.schema import TABLES, Table
+from storage.sqlfiles import load_query, quote
+
+__all__ = ["VIEWS", "connect", "view_statements"]
+
+VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats")
+"""Names of all views, each after those it reads."""
+
+_FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
+
+# Column types of the JSON records that views read; fields not named here are left to Python.
+_RECORDS = {
+    "commit_records": (
+        "runs/*/commits/*/*.json",
+        {
+            "run": "varchar",
+            "task": "varchar",
+            "shard": "integer",
+            "num_samples": "bigint",
+            "num_tokens": "bigint",
+            "num_counted": "bigint",
+            "files": f"{_FILE_TYPE}[]",
+        },
+    ),
+    "analysis_manifests": (
+        "analyses/*/analysis.json",
+        {"analysis": "varchar", "files": f"{_FILE_TYPE}[]"},
+    ),
+    "run_records": (
+        "runs/*/run.json",
+        {
+            "run": "varchar",
+            "study": "varchar",
+            "created": "timestamp",
+            "reference": "varchar",
+            "model": "struct(source varchar, init varchar, dtype varchar, architecture varchar, "
+            "num_layers integer, num_neurons bigint)",
+            "tasks": "struct(task varchar, source varchar, num_documents bigint, "
+            "num_empty bigint, num_samples bigint, num_tokens bigint, num_counted bigint, "
+            "num_shards bigint)[]",
+            "shards": "struct(task varchar, shard integer)[]",
+        },
+    ),
+}
+
+_DUCKDB_TYPES = {
+    pa.bool_(): "boolean",
+    pa.int16(): "smallint",
+    pa.int32(): "integer",
+    pa.int64(): "bigint",
+    pa.float32(): "float",
+    pa.float64(): "double",
+    pa.string(): "varchar",
+    pa.list_(pa.int32()): "integer[]",
+}
+
+
+def connect(
+    files: StoreFiles, *, threads: int | None = None, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A new in-memory DuckDB connection with the views of a store.
+
+    Args:
+        files: the store's files.
+        threads: most threads that a query may use; all cores if not given.
+        memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
+    """
+    connection = duckdb.connect()
+    if threads is not None:
+        connection.execute(f"set threads = {int(threads)}")
+    if memory_limit is not None:
+        connection.execute(f"set memory_limit = {quote(memory_limit)}")
+    connection.execute("set enable_progress_bar = false")
+    for statement in view_statements(files):
+        connection.execute(statement)
+    return connection
+
+
+def view_statements(files: StoreFiles) -> list[str]:
+    """``create view`` statements for every view, in an order in which they can be run."""
+    sources = {name: _record_source(files, name) for name in _RECORDS}
+    sources["root"] = quote(files.root.as_posix())
+    statements = []
+    for name in VIEWS:
+        if name in TABLES:
+            query = load_query("storage", "committed_table")
+            body = query.text.format(
+                columns=_table_columns(TABLES[name]), files=_table_source(files, TABLES[name])
+            )
+            purpose, grain = TABLES[name].purpose, TABLES[name].grain
+        else:
+            query = load_query("storage", name)
+            body, purpose, grain = query.text.format(**sources), query.purpose, query.grain
+        statements.append(f"-- {purpose}\n-- {grain}\ncreate or replace view {name} as\n{body};\n")
+    return statements
+
+
+def _record_source(files: StoreFiles, name: str) -> str:
+    pattern, columns = _RECORDS[name]
+    if not files.list(pattern):
+        return _empty(columns)
+    typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
+    path = quote(f"{files.root.as_posix()}/{pattern}")
+    return f"read_json({path}, columns = {{{typed}}})"
+
+
+def _table_source(files: StoreFiles, table: Table) -> str:
+    pattern = (
+        f"runs/*/{table.name}/**/*.parquet"
+        if table.owner == "run"
+        else f"analyses/*/{table.name}.parquet"
+    )
+    if next(files.root.glob(pattern), None) is None:
+        columns = {field.name: _DUCKDB_TYPES[field.type] for field in table.schema}
+        partitions = dict.fromkeys(table.partitions, "varchar")
+        return _empty(columns | partitions | {"filename": "varchar"})
+    path = quote(f"{files.root.as_posix()}/{pattern}")
+    types = ", ".join(f"{key}: varchar" for key in table.partitions)
+    return f"read_parquet({path}, hive_partitioning = true, hive_types = {{{types}}})"
+
+
+def _table_columns(table: Table) -> str:
+    return ", ".join(f't."{name}"' for name in (*table.partitions, *table.schema.names))
+
+
+def _empty(columns: dict[str, str]) -> str:
+    typed = ", ".join(f'null::{dtype} as "{column}"' for column, dtype in columns.items())
+    return f"(select {typed} where false)"

@@ -1,0 +1,23 @@
+"""The errors that users see: one sentence each, naming what is wrong and what to do next."""
+
+__all__ = ["ActlakeError", "DamagedFileError", "QueryError", "StoreError"]
+
+
+class ActlakeError(Exception):
+    """Base of every error whose message is written for the user.
+
+    The command line prints the message alone and exits with status 2. Anything that is not an
+    `ActlakeError` is a bug and keeps its traceback.
+    """
+
+
+class StoreError(ActlakeError):
+    """A store cannot be opened, read or written as asked."""
+
+
+class DamagedFileError(StoreError):
+    """A file of the store is missing, truncated or altered."""
+
+
+class QueryError(ActlakeError):
+    """DuckDB refused a query; the message is DuckDB's own."""

@@ -1,0 +1,169 @@
+"""Reading and writing the bytes of a store: whole files, atomically, with checksums."""
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import DamagedFileError, StoreError
+from storage.schema import TABLES
+
+__all__ = ["FileRecord", "StoreFiles", "canonical_json"]
+
+_ROW_GROUP_ROWS = 1 << 17
+"""Large enough to compress well, small enough that a filter on layer skips most of a big part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """What a commit record says of one file."""
+
+    path: str
+    """Path relative to the store's root."""
+    table: str
+    """Name of the table the file belongs to."""
+    rows: int
+    """Number of rows."""
+    bytes: int
+    """Size in bytes."""
+    sha256: str
+    """SHA-256 of the content, in hexadecimal."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-ready values."""
+        return asdict(self)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON that is the same bytes for the same value: sorted keys, two-space indent, UTF-8."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+class StoreFiles:
+    """The files below a store's root folder.
+
+    Every file is written under a temporary name beside its target, synced, and renamed: a reader
+    sees the old content, the new content or nothing, whatever is killed and when.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        text = os.fspath(root)
+        if "://" in text:
+            raise StoreError(
+                f"store must be a local folder or a mounted one, found the URL {text!r}: "
+                "mount the bucket, or capture to a folder and copy it."
+            )
+        if any(character in text for character in "*?["):
+            raise StoreError(
+                f"store path must not contain '*', '?' or '[' because SQL engines read them as "
+                f"patterns, found {text!r}: rename the folder."
+            )
+        self.root = Path(text).expanduser().absolute()
+
+    def local(self, path: str) -> Path:
+        """Absolute path of a file given by its path inside the store."""
+        return self.root / PurePosixPath(path)
+
+    def exists(self, path: str) -> bool:
+        """Whether the file is there."""
+        return self.local(path).exists()
+
+    def put(self, path: str, data: bytes | memoryview) -> None:
+        """Write a whole file so that it appears at once.
+
+        Raises:
+            StoreError: if the operating system refuses (no space, no permission, ...).
+        """
+        target = self.local(path)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+                _sync_folder(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {target}: {error.strerror or error}. Free or grant the space or "
+                "permission, then run the same command again: committed work is kept."
+            ) from error
+
+    def put_json(self, path: str, value: Any) -> None:
+        """Write a JSON file (canonical form)."""
+        self.put(path, canonical_json(value))
+
+    def put_table(self, path: str, name: str, table: pa.Table) -> FileRecord:
+        """Write one Parquet file of the table called `name` and describe it.
+
+        The bytes depend on the rows alone, so writing the same rows again gives the same file.
+        """
+        checked = table.cast(TABLES[name].schema)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(
+            checked,
+            buffer,
+            compression="zstd",
+            row_group_size=_ROW_GROUP_ROWS,
+            write_page_index=True,
+            store_schema=False,
+        )
+        data = memoryview(buffer.getvalue())
+        self.put(path, data)
+        return FileRecord(
+            path=path,
+            table=name,
+            rows=checked.num_rows,
+            bytes=data.nbytes,
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+
+    def get_json(self, path: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            DamagedFileError: if the file is missing or is not JSON.
+        """
+        try:
+            return json.loads(self.local(path).read_bytes())
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(f"cannot read {self.local(path)}: {error}.") from error
+
+    def get_table(self, path: str) -> pa.Table:
+        """Read one Parquet file, without its partition columns.
+
+        Raises:
+            DamagedFileError: if the file is missing or is not Parquet.
+        """
+        try:
+            return pq.ParquetFile(self.local(path)).read()
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedFileError(f"cannot read {self.local(path)}: {error}.") from error
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 of a file's content, in hexadecimal."""
+        with self.local(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def list(self, pattern: str) -> list[str]:
+        """Paths inside the store that match a glob pattern, sorted."""
+        return sorted(p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable only once the folder that holds the name is on disk as well.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

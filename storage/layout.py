@@ -1,0 +1,62 @@
+"""Where files lie in a store. Paths are relative to the store's root and use forward slashes.
+
+A name depends only on the plan (run, task, shard, stage), never on which worker ran or when, so
+that computing a shard again replaces its files by identical ones.
+"""
+
+__all__ = [
+    "analysis_folder",
+    "analysis_manifest_path",
+    "commit_path",
+    "run_folder",
+    "run_path",
+    "samples_path",
+    "session_path",
+    "stats_path",
+    "tokens_path",
+]
+
+
+def run_folder(run: str) -> str:
+    """Folder of one run."""
+    return f"runs/run={run}"
+
+
+def run_path(run: str) -> str:
+    """The run's record: identity, versions, sites and plan."""
+    return f"{run_folder(run)}/run.json"
+
+
+def samples_path(run: str, task: str, shard: int) -> str:
+    """The chosen inputs of one shard."""
+    return f"{run_folder(run)}/samples/task={task}/shard-{shard:05d}.parquet"
+
+
+def tokens_path(run: str, task: str, shard: int) -> str:
+    """Tokens of one shard with their losses."""
+    return f"{run_folder(run)}/tokens/task={task}/shard-{shard:05d}.parquet"
+
+
+def stats_path(run: str, task: str, shard: int, stage: int) -> str:
+    """Statistics of the layers that one stage holds, over one shard."""
+    return f"{run_folder(run)}/stats/task={task}/stage-{stage:02d}/shard-{shard:05d}.parquet"
+
+
+def commit_path(run: str, task: str, shard: int) -> str:
+    """Commit record of one shard; written last, and what makes the shard visible."""
+    return f"{run_folder(run)}/commits/task={task}/shard-{shard:05d}.json"
+
+
+def session_path(run: str, session: str) -> str:
+    """Log of one driver session (who, when, how fast); no reader of the data depends on it."""
+    return f"{run_folder(run)}/sessions/{session}.json"
+
+
+def analysis_folder(analysis: str) -> str:
+    """Folder of one analysis."""
+    return f"analyses/analysis={analysis}"
+
+
+def analysis_manifest_path(analysis: str) -> str:
+    """The analysis's record: parameters, lineage and files; written last."""
+    return f"{analysis_folder(analysis)}/analysis.json"

@@ -1,0 +1,264 @@
+"""Every table of a store: columns, types, meaning and grain. This module is the public contract.
+
+Tables of a run live under ``runs/run=<run>/<table>/task=<task>/...``; tables of an analysis under
+``analyses/analysis=<analysis>/``. The partition keys (run, task, analysis) are in the path, not in
+the files; every Hive-aware reader adds them as columns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import pyarrow as pa
+
+__all__ = ["SCHEMA_VERSION", "SITES", "TABLES", "Table"]
+
+SCHEMA_VERSION = 1
+"""Raised whenever a name, a type or a meaning below changes."""
+
+SITES = ("attn", "mlp")
+"""Where neurons are read: the input of a layer's attention or MLP output projection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """One Parquet table of the store."""
+
+    name: str
+    """Name of the table, of its folder and of its view."""
+    owner: Literal["run", "analysis"]
+    """Whether files belong to a run (one per task and shard) or to an analysis (one in all)."""
+    purpose: str
+    """What the table holds, in one sentence."""
+    grain: str
+    """What one row stands for."""
+    schema: pa.Schema
+    """Columns inside the files; the metadata key ``doc`` of each field explains it."""
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Columns that come from the path; all are text."""
+        return ("run", "task") if self.owner == "run" else ("analysis",)
+
+    def column_docs(self) -> dict[str, str]:
+        """Explanation of every column, partition keys first."""
+        docs = {key: _PARTITION_DOCS[key] for key in self.partitions}
+        return docs | {field.name: field.metadata[b"doc"].decode() for field in self.schema}
+
+
+_PARTITION_DOCS = {
+    "run": "id of the run (from the path)",
+    "task": "name of the task (from the path)",
+    "analysis": "id of the analysis (from the path)",
+}
+
+
+def _column(name: str, dtype: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, dtype, nullable=nullable, metadata={"doc": doc})
+
+
+_SHARD = _column("shard", pa.int32(), "index of the shard inside the task")
+_SAMPLE = _column("sample", pa.int32(), "index of the sample inside the task")
+_SITE = _column("site", pa.string(), "'attn' or 'mlp'; any text for scores of your own")
+_LAYER = _column("layer", pa.int16(), "index of the layer, from 0")
+_NEURON = _column("neuron", pa.int32(), "index of the neuron inside its site and layer, from 0")
+_HEAD = _column(
+    "head", pa.int16(), "attention head (neuron // head_dim); null at 'mlp'", nullable=True
+)
+_RUN = _column("run", pa.string(), "id of the run; null for scores of your own", nullable=True)
+_TASK = _column("task", pa.string(), "name of the task")
+_METRIC = _column(
+    "metric", pa.string(), "abs, rms, std, sqrt, freq, mean or rand; 'given' for your own scores"
+)
+_WITHIN = _column(
+    "within", pa.string(), "'model': the top fraction over all layers; 'layer': of each layer"
+)
+_FRACTION = _column("fraction", pa.float64(), "share of the neurons that is selected, in (0, 1]")
+
+_RUN_TABLES = (
+    Table(
+        name="samples",
+        owner="run",
+        purpose="The chosen inputs, written before anything is computed; resuming reads only these.",
+        grain="one row per (run, task, sample), in the order in which the shard computes them",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _column("batch", pa.int32(), "index of the batch inside the shard"),
+                _SAMPLE,
+                _column("source", pa.string(), "file or dataset row that the sample comes from"),
+                _column("label", pa.string(), "label of the sample, if it has one", nullable=True),
+                _column("text", pa.string(), "text of the sample, decoded from its tokens"),
+                _column("token_ids", pa.list_(pa.int32()), "token ids that the model reads"),
+                _column("num_tokens", pa.int32(), "number of tokens"),
+                _column("num_counted", pa.int32(), "number of tokens that count in statistics"),
+            ]
+        ),
+    ),
+    Table(
+        name="tokens",
+        owner="run",
+        purpose="Every token and how well the model predicted it from the tokens before it.",
+        grain="one row per (run, task, sample, position)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SAMPLE,
+                _column("position", pa.int32(), "index of the token inside the sample, from 0"),
+                _column("token_id", pa.int32(), "id of the token"),
+                _column("token", pa.string(), "text of the token"),
+                _column("is_special", pa.bool_(), "whether the tokenizer calls the token special"),
+                _column("counted", pa.bool_(), "whether the position counts in statistics"),
+                _column(
+                    "loss",
+                    pa.float32(),
+                    "-ln P(token | tokens before it), in nats; null at position 0",
+                    nullable=True,
+                ),
+                _column(
+                    "top1",
+                    pa.bool_(),
+                    "whether the token was the most probable one; null at position 0",
+                    nullable=True,
+                ),
+                _column(
+                    "top10",
+                    pa.bool_(),
+                    "whether it was among the ten most probable; null at position 0",
+                    nullable=True,
+                ),
+            ]
+        ),
+    ),
+    Table(
+        name="stats",
+        owner="run",
+        purpose="Sufficient statistics of every neuron over the counted positions of one shard.",
+        grain="one row per (run, task, shard, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column("n", pa.int64(), "number of counted positions"),
+                _column("mean", pa.float64(), "mean of the activation z"),
+                _column("m2", pa.float64(), "sum of (z - mean)^2"),
+                _column("abs_sum", pa.float64(), "sum of |z|"),
+                _column("sqrt_sum", pa.float64(), "sum of sqrt|z|"),
+                _column("pos_sum", pa.float64(), "sum of max(z, 0)"),
+                _column("neg_sum", pa.float64(), "sum of min(z, 0)"),
+                _column("pos_count", pa.int64(), "number of positions with z > 0"),
+                _column("nonzero_count", pa.int64(), "number of positions with z != 0"),
+                _column("min", pa.float32(), "smallest z"),
+                _column("max", pa.float32(), "largest z"),
+            ]
+        ),
+    ),
+)
+
+_ANALYSIS_TABLES = (
+    Table(
+        name="importance",
+        owner="analysis",
+        purpose="How strongly each neuron takes part in a task, by each metric asked for.",
+        grain="one row per (analysis, task, metric, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _TASK,
+                _METRIC,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column("importance", pa.float64(), "importance of the neuron in the task"),
+            ]
+        ),
+    ),
+    Table(
+        name="scores",
+        owner="analysis",
+        purpose="Importance in a task against importance in the reference task.",
+        grain="one row per (analysis, task, metric, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _TASK,
+                _column("reference", pa.string(), "name of the reference task", nullable=True),
+                _METRIC,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column("score", pa.float64(), "importance / (reference importance + eps)"),
+            ]
+        ),
+    ),
+    Table(
+        name="selections",
+        owner="analysis",
+        purpose="The most task-specific neurons: the top fraction by score.",
+        grain="one row per (analysis, task, metric, site, within, fraction, layer, neuron)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _TASK,
+                _METRIC,
+                _SITE,
+                _WITHIN,
+                _FRACTION,
+                _LAYER,
+                _NEURON,
+                _column("score", pa.float64(), "the score that the neuron was selected by"),
+                _column("rank", pa.int32(), "rank by score, from 1; ties by layer, then neuron"),
+            ]
+        ),
+    ),
+    Table(
+        name="overlap",
+        owner="analysis",
+        purpose="How many neurons the selections of two tasks share, against chance.",
+        grain="one row per (analysis, metric, site, within, fraction, layer, task_a, task_b); "
+        "layer null = whole model; both orders of a pair, never a task with itself",
+        schema=pa.schema(
+            [
+                _RUN,
+                _METRIC,
+                _SITE,
+                _WITHIN,
+                _FRACTION,
+                _column("layer", pa.int16(), "layer; null = the whole model", nullable=True),
+                _column("task_a", pa.string(), "first task, A"),
+                _column("task_b", pa.string(), "second task, B"),
+                _column("population", pa.int64(), "number of neurons N that could be selected"),
+                _column("size_a", pa.int64(), "number of neurons selected for A"),
+                _column("size_b", pa.int64(), "number of neurons selected for B"),
+                _column("shared", pa.int64(), "number of neurons selected for both"),
+                _column(
+                    "share_of_a", pa.float64(), "shared / size_a; null if A is empty", nullable=True
+                ),
+                _column(
+                    "jaccard", pa.float64(), "shared / union; null if both are empty", nullable=True
+                ),
+                _column("expected", pa.float64(), "shared neurons by chance: size_a * size_b / N"),
+                _column(
+                    "lift",
+                    pa.float64(),
+                    "shared / expected; null if nothing expected",
+                    nullable=True,
+                ),
+                _column(
+                    "p_value", pa.float64(), "hypergeometric P(at least this many shared by chance)"
+                ),
+            ]
+        ),
+    ),
+)
+
+TABLES: Mapping[str, Table] = MappingProxyType(
+    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES)}
+)
+"""Every table by name."""

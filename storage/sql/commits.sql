@@ -1,0 +1,13 @@
+-- name: commits
+-- purpose: The shards that are complete; only their rows are visible in the other views.
+-- grain: one row per (run, task, shard)
+select
+    run,
+    task,
+    shard,
+    num_samples,
+    num_tokens,
+    num_counted,
+    len(files) as num_files,
+    list_sum(list_transform(files, lambda f: f.bytes))::bigint as bytes
+from {commit_records}

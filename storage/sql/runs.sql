@@ -1,0 +1,28 @@
+-- name: runs
+-- purpose: The captures of this store: which model, from which study, how far.
+-- grain: one row per run
+with
+
+committed as (
+    select run, count(*) as shards, sum(num_tokens) as tokens
+    from commits
+    group by run
+)
+
+select
+    r.run,
+    r.study,
+    r.created,
+    r.model.source as model,
+    r.model.init as init,
+    r.model.dtype as dtype,
+    r.model.architecture as architecture,
+    r.model.num_layers as num_layers,
+    r.model.num_neurons as num_neurons,
+    r.reference,
+    len(r.shards) as num_shards,
+    coalesce(c.shards, 0) as num_committed,
+    coalesce(c.tokens, 0)::bigint as num_tokens,
+    coalesce(c.shards, 0) = len(r.shards) as is_complete
+from {run_records} as r
+left join committed as c on r.run = c.run

@@ -1,0 +1,75 @@
+"""SQL kept in files: each states its name, purpose, parameters and grain, and is checked on load.
+
+-- name: neuron_count
+-- purpose: How many neurons each layer has.
+-- param: site - 'attn' or 'mlp'
+-- grain: one row per layer
+select layer, count(*) as neurons from neuron_stats where site = $site group by layer
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+__all__ = ["Query", "load_query", "parse_query", "quote"]
+
+_HEADER = re.compile(r"^--\s*(name|purpose|param|grain):\s*(.*)$")
+_PARAMETER = re.compile(r"\$([a-z_]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One SQL statement with what its file says of it."""
+
+    name: str
+    purpose: str
+    params: dict[str, str]
+    grain: str
+    text: str
+
+
+def quote(text: str) -> str:
+    """A SQL string literal; the only way paths and names enter SQL text."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@cache
+def load_query(package: str, name: str) -> Query:
+    """Load ``<package>/sql/<name>.sql``.
+
+    Args:
+        package: import name of the package that owns the file, such as ``"analysis"``.
+        name: file name without its suffix.
+
+    Raises:
+        ValueError: if the header is incomplete or does not match the parameters in use.
+    """
+    path = files(package) / "sql" / f"{name}.sql"
+    return parse_query(path.read_text(encoding="utf-8"), file=f"{package}/sql/{name}.sql")
+
+
+def parse_query(source: str, *, file: str) -> Query:
+    """Parse one SQL file; `file` names it in errors."""
+    header: dict[str, str] = {}
+    params: dict[str, str] = {}
+    body: list[str] = []
+    for line in source.splitlines():
+        match = _HEADER.match(line)
+        if match is None:
+            body.append(line)
+        elif match[1] == "param":
+            param, _, doc = match[2].partition(" - ")
+            params[param.strip()] = doc.strip()
+        else:
+            header[match[1]] = match[2].strip()
+    text = "\n".join(body).strip()
+    missing = [key for key in ("name", "purpose", "grain") if not header.get(key)]
+    if missing:
+        raise ValueError(f"{file}: the header lacks {', '.join(missing)}.")
+    used = set(_PARAMETER.findall(re.sub(r"--.*", "", text)))
+    if used != set(params):
+        raise ValueError(
+            f"{file}: declared parameters {sorted(params)} differ from those used, {sorted(used)}."
+        )
+    return Query(header["name"], header["purpose"], params, header["grain"], text)

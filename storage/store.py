@@ -1,0 +1,172 @@
+"""A store as an object: its runs, its commit records and its SQL."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import duckdb
+
+from storage import catalog, layout
+from storage.errors import QueryError, StoreError
+from storage.files import FileRecord, StoreFiles
+
+__all__ = ["Store", "create_store", "open_store"]
+
+
+class Store:
+    """A folder of runs and analyses; made by `open_store` or `create_store`."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        self.files = files
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    def sql(self, query: str, params: dict[str, Any] | None = None) -> duckdb.DuckDBPyRelation:
+        """Run one SQL query over the views of this store.
+
+        Args:
+            query: DuckDB SQL; `VIEWS` in storage.catalog names the views.
+            params: values of ``$name`` parameters.
+
+        Returns:
+            A lazy relation: ``.df()`` gives pandas, ``.pl()`` Polars, ``.to_arrow_table()`` Arrow.
+
+        Raises:
+            QueryError: with DuckDB's message, if the query is wrong.
+        """
+        try:
+            relation = self.connection.sql(query, params=params)
+        except duckdb.Error as error:
+            raise QueryError(str(error)) from error
+        if relation is None:
+            raise QueryError("the query returns no rows to show: ask with a select statement.")
+        return relation
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The connection behind `sql`, made on first use."""
+        if self._connection is None:
+            self._connection = self.connect()
+        return self._connection
+
+    def connect(
+        self, *, threads: int | None = None, memory_limit: str | None = None
+    ) -> duckdb.DuckDBPyConnection:
+        """A connection of one's own, with the views; see `storage.catalog.connect`."""
+        return catalog.connect(self.files, threads=threads, memory_limit=memory_limit)
+
+    def views_sql(self) -> str:
+        """SQL that defines all views, for any DuckDB client."""
+        return "\n".join(catalog.view_statements(self.files))
+
+    def runs(self) -> list[str]:
+        """Ids of the runs, sorted."""
+        return [
+            path.split("/")[1].removeprefix("run=") for path in self.files.list("runs/*/run.json")
+        ]
+
+    def run_record(self, run: str) -> dict[str, Any]:
+        """The run's record, as it was written when the run began.
+
+        Raises:
+            StoreError: if the store has no such run.
+        """
+        if not self.files.exists(layout.run_path(run)):
+            known = ", ".join(self.runs()) or "none"
+            raise StoreError(f"no run {run!r} in {self.files.root}: the runs there are: {known}.")
+        record: dict[str, Any] = self.files.get_json(layout.run_path(run))
+        return record
+
+    def resolve_run(self, run: str | None) -> str:
+        """The id of the run that is meant: the given one, or the only one there is."""
+        if run is not None:
+            self.run_record(run)
+            return run
+        runs = self.runs()
+        if len(runs) != 1:
+            found = ", ".join(runs) or "none"
+            raise StoreError(
+                f"which run is meant must be said when a store does not have exactly one; the runs "
+                f"in {self.files.root} are: {found}. Pass --run."
+            )
+        return runs[0]
+
+    def committed(self, run: str) -> set[tuple[str, int]]:
+        """(task, shard) of every committed shard of a run."""
+        paths = self.files.list(f"{layout.run_folder(run)}/commits/*/*.json")
+        keys = set()
+        for path in paths:
+            task, shard = path.split("/")[-2:]
+            keys.add((task.removeprefix("task="), int(shard[len("shard-") : -len(".json")])))
+        return keys
+
+    def commit(
+        self,
+        *,
+        run: str,
+        task: str,
+        shard: int,
+        counts: dict[str, int],
+        files: Iterable[FileRecord],
+    ) -> None:
+        """Make one shard visible: its files are on disk, and this record names them.
+
+        Args:
+            run: id of the run.
+            task: name of the task.
+            shard: index of the shard.
+            counts: num_samples, num_tokens and num_counted of the shard.
+            files: every file of the shard.
+        """
+        record = {
+            "run": run,
+            "task": task,
+            "shard": shard,
+            **counts,
+            "files": [file.to_dict() for file in sorted(files, key=lambda file: file.path)],
+        }
+        self.files.put_json(layout.commit_path(run, task, shard), record)
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open a store for reading.
+
+        >>> from storage import open_store
+        >>> open_store("demo-store").sql("select * from runs").df()  # doctest: +SKIP
+
+    Raises:
+        StoreError: if there is no store at `path`.
+    """
+    files = StoreFiles(path)
+    if not files.root.is_dir():
+        raise StoreError(
+            f"no store at {files.root}: the folder does not exist. Capture to it first, "
+            "or give the path of an existing store."
+        )
+    if not (files.exists("runs") or files.exists("analyses")):
+        raise StoreError(
+            f"no store at {files.root}: a store has a folder 'runs' or 'analyses', found neither. "
+            "Give the folder that was passed to `actlake capture --store`."
+        )
+    return Store(files)
+
+
+def create_store(path: str | os.PathLike[str]) -> Store:
+    """Open a store for writing, making its folder if need be.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    files = StoreFiles(path)
+    try:
+        files.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the store {files.root}: {error.strerror}. "
+            "Give a folder that can be written."
+        ) from error
+    if not os.access(files.root, os.W_OK):
+        raise StoreError(
+            f"cannot write to the store {files.root}: permission denied. "
+            "Give a folder that can be written."
+        )
+    return Store(files)
