@@ -80,7 +80,7 @@ _RUN_TABLES = (
     Table(
         name="samples",
         owner="run",
-        purpose="The chosen inputs, written before anything is computed; resuming reads only these.",
+        purpose="The chosen inputs, written before anything is computed; a resume reads these.",
         grain="one row per (run, task, sample), in the order in which the shard computes them",
         schema=pa.schema(
             [
