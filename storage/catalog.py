@@ -63,6 +63,8 @@ _DUCKDB_TYPES = {
     pa.float64(): "double",
     pa.string(): "varchar",
     pa.list_(pa.int32()): "integer[]",
+    pa.list_(pa.string()): "varchar[]",
+    pa.list_(pa.bool_()): "boolean[]",
 }
 
 

@@ -99,6 +99,23 @@ class StoreFiles:
                 "permission, then run the same command again: committed work is kept."
             ) from error
 
+    def rename_folder(self, path: str, target: str) -> None:
+        """Give a folder its final name, at once; an existing target is left as it is.
+
+        Raises:
+            StoreError: if the operating system refuses.
+        """
+        if self.exists(target):
+            return
+        try:
+            self.local(target).parent.mkdir(parents=True, exist_ok=True)
+            self.local(path).rename(self.local(target))
+            _sync_folder(self.local(target).parent)
+        except OSError as error:
+            raise StoreError(
+                f"cannot rename {self.local(path)} to {self.local(target)}: {error.strerror}."
+            ) from error
+
     def put_json(self, path: str, value: Any) -> None:
         """Write a JSON file (canonical form)."""
         self.put(path, canonical_json(value))
@@ -117,6 +134,7 @@ class StoreFiles:
             row_group_size=_ROW_GROUP_ROWS,
             write_page_index=True,
             store_schema=False,
+            use_compliant_nested_type=True,
         )
         data = memoryview(buffer.getvalue())
         self.put(path, data)

@@ -91,6 +91,9 @@ _RUN_TABLES = (
                 _column("label", pa.string(), "label of the sample, if it has one", nullable=True),
                 _column("text", pa.string(), "text of the sample, decoded from its tokens"),
                 _column("token_ids", pa.list_(pa.int32()), "token ids that the model reads"),
+                _column("tokens", pa.list_(pa.string()), "text of each token"),
+                _column("is_special", pa.list_(pa.bool_()), "whether each token is special"),
+                _column("counted", pa.list_(pa.bool_()), "whether each token counts in statistics"),
                 _column("num_tokens", pa.int32(), "number of tokens"),
                 _column("num_counted", pa.int32(), "number of tokens that count in statistics"),
             ]

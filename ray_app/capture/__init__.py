@@ -1,0 +1,1 @@
+"""Capture: hooks, streaming statistics, the stage that runs a model, and the driver."""

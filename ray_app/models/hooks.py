@@ -1,0 +1,35 @@
+"""Reading the inputs of chosen modules while a model runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+__all__ = ["read_inputs"]
+
+Key = TypeVar("Key")
+
+
+@contextmanager
+def read_inputs(
+    modules: Mapping[Key, nn.Module], on_input: Callable[[Key, Tensor], None]
+) -> Iterator[None]:
+    """Call ``on_input(key, z)`` with the first input of each module whenever it runs.
+
+    The hooks are detached when the block ends, however it ends. `on_input` gets the very tensor
+    that the model goes on with: it must not change it, and must copy what it wants to keep.
+
+    Args:
+        modules: modules to read, by a key of the caller's choice.
+        on_input: called in the forward pass, on the thread that runs it.
+    """
+
+    def reader(key: Key) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, inputs: on_input(key, inputs[0])
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(reader(key))
+            stack.callback(handle.remove)
+        yield

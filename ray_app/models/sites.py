@@ -1,0 +1,220 @@
+"""Finding the neurons: the output projections of every layer's attention and MLP.
+
+Families are recognised by structure, not by name. In the list of decoder layers, linear maps are
+grouped by the module that holds them; the attention group's last map reads
+``num_heads * head_dim`` values and the MLP group's last map reads the MLP's width, and both write
+the residual stream. What is found is confirmed on a probe batch by behaviour: every hook fires
+with its width, and only the attention site of the first layer mixes positions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ray_app.models.hooks import read_inputs
+from ray_app.models.loading import ModelError
+
+__all__ = ["SiteLocation", "confirm_sites", "empty_model", "find_sites"]
+
+_PROBE_LENGTH = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteLocation:
+    """One site of one layer: the module whose input is read."""
+
+    site: str
+    """'mlp' or 'attn'."""
+    layer: int
+    """Index of the layer."""
+    module: str
+    """Dotted name of the output projection."""
+    width: int
+    """Number of neurons."""
+    head_dim: int | None
+    """Neurons of one attention head; None at 'mlp'."""
+
+
+def empty_model(config: transformers.PreTrainedConfig) -> nn.Module:
+    """The model's modules without any memory for weights, to look at its structure.
+
+    Raises:
+        ModelError: if transformers has no causal language model for the configuration.
+    """
+    try:
+        with torch.device("meta"):
+            model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ModelError(
+            f"the architecture {config.model_type!r} has no causal language model in "
+            "transformers: actlake captures decoders that AutoModelForCausalLM can load."
+        ) from error
+    return model
+
+
+def find_sites(
+    model: nn.Module, config: Any, *, by_hand: Mapping[str, str] | None = None
+) -> list[SiteLocation]:
+    """Locate both sites of every layer.
+
+    Args:
+        model: a causal language model; its weights may be absent (`empty_model`).
+        config: the model's configuration.
+        by_hand: module patterns with ``{layer}`` that override the search, by site.
+
+    Returns:
+        Locations ordered by layer, then site.
+
+    Raises:
+        ModelError: if the structure is not recognised; says how to name the modules by hand.
+    """
+    text = config.get_text_config()
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
+    found = []
+    for layer, prefix in enumerate(_layer_prefixes(model, text.num_hidden_layers)):
+        modules = dict(model.named_modules())
+        names = {
+            site: pattern.format(layer=layer) for site, pattern in (by_hand or {}).items()
+        } or _projections(modules[prefix], prefix, hidden, heads * head_dim)
+        for site in sorted(names):
+            if names[site] not in modules:
+                raise ModelError(
+                    f"model.site_modules.{site}: the model has no module {names[site]!r}; "
+                    f"modules of layer {layer} are: {_linear_names(modules[prefix], prefix)}."
+                )
+            found.append(
+                SiteLocation(
+                    site=site,
+                    layer=layer,
+                    module=names[site],
+                    width=_shape(modules[names[site]])[0],
+                    head_dim=head_dim if site == "attn" else None,
+                )
+            )
+    return found
+
+
+def confirm_sites(model: nn.Module, sites: list[SiteLocation], *, vocabulary: int) -> None:
+    """Run a probe batch and check that the sites behave as what they are taken for.
+
+    Each hook must fire exactly once with one row of `width` per position, and when only the first
+    token changes, the attention site of the first captured layer must change at later positions.
+
+    Raises:
+        ModelError: naming the site, the layer and what was seen.
+    """
+    modules = {(site.site, site.layer): model.get_submodule(site.module) for site in sites}
+    tokens = torch.arange(_PROBE_LENGTH).unsqueeze(0) % vocabulary
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + vocabulary // 2) % vocabulary
+    first, second = _probe(model, modules, tokens), _probe(model, modules, changed)
+    for site in sites:
+        seen = [tuple(z.shape) for z in first[site.site, site.layer]]
+        expected = (_PROBE_LENGTH, site.width)
+        if seen != [expected]:
+            raise ModelError(
+                f"site {site.site!r} of layer {site.layer} ({site.module}) must be read once per "
+                f"forward pass with shape {expected}, found {seen or 'no call at all'}: name the "
+                "right modules in model.site_modules."
+            )
+    start = min(site.layer for site in sites)
+    for site in sites:
+        if site.site == "attn" and site.layer == start:
+            before, after = (probe[site.site, site.layer][0][1:] for probe in (first, second))
+            if torch.equal(before, after):
+                raise ModelError(
+                    f"site 'attn' of layer {site.layer} ({site.module}) does not mix positions, so "
+                    "it is not attention's output projection: name it in model.site_modules."
+                )
+
+
+def _probe(
+    model: nn.Module, modules: Mapping[tuple[str, int], nn.Module], tokens: Tensor
+) -> dict[tuple[str, int], list[Tensor]]:
+    seen: dict[tuple[str, int], list[Tensor]] = {key: [] for key in modules}
+
+    def keep(key: tuple[str, int], z: Tensor) -> None:
+        # OPT flattens its batch before the MLP: positions are rows either way.
+        seen[key].append(z.flatten(0, -2).clone())
+
+    with torch.inference_mode(), read_inputs(modules, keep):
+        model(input_ids=tokens, use_cache=False)
+    return seen
+
+
+def _layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
+    lists = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == num_layers
+        and len({type(layer) for layer in module}) == 1
+        and next(_linears(module[0]), None) is not None
+    ]
+    if not lists:
+        raise ModelError(
+            f"the architecture {type(model).__name__} is not recognised: no list of {num_layers} "
+            "layers of one kind was found; actlake captures decoders in the manner of Llama, "
+            "Mistral, Qwen, Gemma, GPT-2, GPT-NeoX and OPT."
+        )
+    return [f"{lists[0]}.{index}" for index in range(num_layers)]
+
+
+def _projections(layer: nn.Module, prefix: str, hidden: int, attn_width: int) -> dict[str, str]:
+    groups: dict[str, list[tuple[str, int, int]]] = {}
+    for name, module in _linears(layer):
+        groups.setdefault(name.rpartition(".")[0], []).append((name, *_shape(module)))
+    mlp = [group[-1] for group in groups.values() if _is_mlp(group, hidden)]
+    closing = [
+        [entry for entry in group if entry[1:] == (attn_width, hidden)]
+        for group in groups.values()
+        if not _is_mlp(group, hidden)
+    ]
+    attn = [entries[-1] for entries in closing if entries]
+    if len(mlp) != 1 or len(attn) != 1:
+        raise ModelError(
+            f"the layers of this model are not recognised: found {len(attn)} candidates for "
+            f"attention's output projection and {len(mlp)} for the MLP's. Name both in the study, "
+            f"for example model.site_modules: {{attn: '{_hint(prefix)}.self_attn.o_proj', "
+            f"mlp: '{_hint(prefix)}.mlp.down_proj'}}; linear modules of a layer are: "
+            f"{_linear_names(layer, prefix)}."
+        )
+    return {"attn": f"{prefix}.{attn[0][0]}", "mlp": f"{prefix}.{mlp[0][0]}"}
+
+
+def _is_mlp(group: list[tuple[str, int, int]], hidden: int) -> bool:
+    """Whether the maps before the last write just what it reads: plain, gated, or both fused.
+
+    Attention differs: its queries, keys and values are three maps, or one that is wider than what
+    the output projection reads, or (grouped queries) maps of unequal width.
+    """
+    _, width, outputs = group[-1]
+    before = [outputs for _, _, outputs in group[:-1]]
+    return outputs == hidden and before in ([width], [width, width], [2 * width])
+
+
+def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            yield name, module
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+def _hint(prefix: str) -> str:
+    return prefix.rpartition(".")[0] + ".{layer}"
+
+
+def _linear_names(layer: nn.Module, prefix: str) -> str:
+    return ", ".join(f"{prefix}.{name}" for name, _ in _linears(layer))

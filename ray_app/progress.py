@@ -1,0 +1,114 @@
+"""Progress of a capture: a live bar on a terminal, plain lines elsewhere, nothing in tests."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+import rich.progress
+from rich.console import Console
+
+__all__ = ["LineProgress", "NoProgress", "Progress", "open_progress"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """What a driver tells while it works."""
+
+    def advance(self, num_tokens: int) -> None:
+        """Some tokens went through the model."""
+
+    def committed(self, task: str) -> None:
+        """A shard of a task was committed."""
+
+
+class NoProgress:
+    """Says nothing."""
+
+    def advance(self, num_tokens: int) -> None:
+        """Say nothing."""
+
+    def committed(self, task: str) -> None:
+        """Say nothing."""
+
+
+class LineProgress:
+    """A plain line now and then, for logs."""
+
+    def __init__(
+        self,
+        *,
+        total_tokens: int,
+        total_shards: int,
+        stream: TextIO,
+        seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
+    ) -> None:
+        self._total_tokens = total_tokens
+        self._total_shards = total_shards
+        self._stream = stream
+        self._interval = seconds_between_lines
+        self._start = self._last = time.monotonic()
+        self._tokens = 0
+        self._shards = 0
+
+    def advance(self, num_tokens: int) -> None:
+        """Count tokens, and write a line if the last one is long enough ago."""
+        self._tokens += num_tokens
+        if time.monotonic() - self._last >= self._interval:
+            self._write()
+
+    def committed(self, task: str) -> None:
+        """Count a shard, and write a line after the last one."""
+        self._shards += 1
+        if self._shards == self._total_shards:
+            self._write()
+
+    def _write(self) -> None:
+        self._last = time.monotonic()
+        rate = self._tokens / max(self._last - self._start, 1e-9)
+        left = (self._total_tokens - self._tokens) / max(rate, 1e-9)
+        self._stream.write(
+            f"capture: {self._tokens:,} of {self._total_tokens:,} tokens, "
+            f"{self._shards} of {self._total_shards} shards committed, "
+            f"{rate:,.0f} tokens/s, {left:,.0f} s left\n"
+        )
+        self._stream.flush()
+
+
+class _BarProgress:
+    def __init__(self, bar: rich.progress.Progress, total_tokens: int, total_shards: int) -> None:
+        self._bar = bar
+        self._total_shards = total_shards
+        self._shards = 0
+        self._row = bar.add_task("capture", total=total_tokens, rate="", shards=f"0/{total_shards}")
+
+    def advance(self, num_tokens: int) -> None:
+        self._bar.advance(self._row, num_tokens)
+        speed = self._bar.tasks[0].speed
+        self._bar.update(self._row, rate="" if speed is None else f"{speed:,.0f} tokens/s")
+
+    def committed(self, task: str) -> None:
+        self._shards += 1
+        self._bar.update(self._row, shards=f"{self._shards}/{self._total_shards}")
+
+
+@contextmanager
+def open_progress(*, total_tokens: int, total_shards: int) -> Iterator[Progress]:
+    """A bar on standard error if that is a terminal, else a line every ten seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield LineProgress(total_tokens=total_tokens, total_shards=total_shards, stream=sys.stderr)
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        rich.progress.TextColumn("{task.fields[rate]}"),
+        rich.progress.TextColumn("{task.fields[shards]} shards"),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("left"),
+    )
+    with rich.progress.Progress(*columns, console=console, speed_estimate_period=60) as bar:
+        yield _BarProgress(bar, total_tokens, total_shards)

@@ -1,0 +1,202 @@
+"""Beginning a run and finding it again: the chosen inputs go into the store before any work."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from ray_app.capture.shards import PlannedShard
+from ray_app.capture.stage import StageSpec
+from ray_app.models.sites import SiteLocation
+from ray_app.plan import (
+    ModelFacts,
+    Plan,
+    check_fits,
+    identity_of,
+    make_plan,
+    planning_folder,
+)
+from ray_app.study import ModelSettings, Study
+from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, layout
+from storage.files import canonical_json
+
+__all__ = ["Run", "StudyChangedError", "begin_run", "find_run", "load_run"]
+
+
+class StudyChangedError(ActlakeError):
+    """A study differs from the run that it began in this store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has begun: its record, and its shards."""
+
+    store: Store
+    record: dict[str, Any]
+    shards: tuple[PlannedShard, ...]
+
+    @property
+    def id(self) -> str:
+        """Id of the run."""
+        return str(self.record["run"])
+
+    def stage_spec(self) -> StageSpec:
+        """What a worker needs to build the stage that holds the whole model."""
+        model = self.record["model"]
+        return StageSpec(
+            store=str(self.store.files.root),
+            run=self.id,
+            index=0,
+            model=ModelSettings.model_validate(model["settings"]),
+            fingerprint=model["fingerprint"],
+            sites=tuple(SiteLocation(**site) for site in self.record["sites"]),
+            threads=self.record["threads"],
+        )
+
+    def remaining(self) -> list[PlannedShard]:
+        """Shards without a commit record, in the order of the plan."""
+        committed = self.store.committed(self.id)
+        return [shard for shard in self.shards if shard.key not in committed]
+
+
+def find_run(store: Store, study: Study, model: ModelFacts, *, new_run: bool) -> Run | None:
+    """The run that this study began in the store, if it did.
+
+    Args:
+        store: the store.
+        study: the study.
+        model: its model.
+        new_run: whether runs of a differing study of the same name may stand beside it.
+
+    Raises:
+        StudyChangedError: if runs of that name exist and none has the same settings; says what
+            changed.
+    """
+    identity = identity_of(study, model)
+    changes: list[str] = []
+    for run in store.runs():
+        record = store.run_record(run)
+        if record["study"] != study.name:
+            continue
+        differences = list(_differences(record["identity"], identity))
+        if not differences:
+            return load_run(store, run)
+        changes = [f"{run} had {'; '.join(differences)}"]
+    if changes and not new_run:
+        raise StudyChangedError(
+            f"the study {study.name!r} changed since its run in {store.files.root} began: "
+            f"{changes[0]}. Restore the study to resume, or pass --new-run to capture beside it."
+        )
+    return None
+
+
+def load_run(store: Store, run: str) -> Run:
+    """A run from its record."""
+    record = store.run_record(run)
+    return Run(store, record, tuple(PlannedShard.from_dict(s) for s in record["shards"]))
+
+
+def begin_run(
+    store: Store,
+    study: Study,
+    model: ModelFacts,
+    *,
+    threads: int,
+    on_task: Callable[[str], None] = lambda task: None,
+) -> Run:
+    """Plan a run and write its inputs and its record.
+
+    Inputs are written into a folder of their own, which is renamed to the run's folder once its
+    record is in it: a run either has all its inputs or does not exist.
+
+    Raises:
+        StudyError: if a task yields nothing.
+        PlanError: if the run does not fit this machine.
+        StoreError: if the store cannot be written.
+    """
+    folder = planning_folder()
+    try:
+        plan = make_plan(study, model, write=_writer(store, folder), on_task=on_task)
+        check_fits(plan.costs(store.files.root))
+        identity = identity_of(study, model)
+        inputs = [shard.samples.sha256 for shard in plan.shards]
+        digest = hashlib.sha256(canonical_json([identity, inputs])).hexdigest()
+        run = f"{study.name}-{digest[:8]}"
+        record = _record(plan, run, identity, threads)
+        store.files.put_json(f"{folder}/run.json", record)
+        store.files.rename_folder(folder, layout.run_folder(run))
+    finally:
+        shutil.rmtree(store.files.local(folder), ignore_errors=True)
+    return load_run(store, run)
+
+
+def _writer(store: Store, folder: str) -> Callable[[str, int, pa.Table], FileRecord]:
+    def write(task: str, shard: int, table: pa.Table) -> FileRecord:
+        inside = layout.samples_path("", task, shard).removeprefix(layout.run_folder("") + "/")
+        return store.files.put_table(f"{folder}/{inside}", "samples", table)
+
+    return write
+
+
+def _record(plan: Plan, run: str, identity: dict[str, Any], threads: int) -> dict[str, Any]:
+    study, model = plan.study, plan.model
+    shards = []
+    for shard in plan.shards:
+        path = layout.samples_path(run, shard.task, shard.shard)
+        shards.append(replace(shard, samples=replace(shard.samples, path=path)))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run": run,
+        "study": study.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "identity": identity,
+        "reference": study.reference,
+        "threads": threads,
+        "model": {
+            "source": study.model.source,
+            "init": study.model.init,
+            "dtype": study.model.dtype,
+            "settings": study.model.model_dump(mode="json"),
+            "fingerprint": model.files.fingerprint,
+            "architecture": model.architecture,
+            "num_layers": model.num_layers,
+            "num_parameters": model.num_parameters,
+            "num_neurons": model.num_neurons,
+        },
+        "sites": [asdict(site) for site in model.sites],
+        "tasks": [_task_record(plan, name) for name in study.tasks],
+        "shards": [shard.to_dict() for shard in shards],
+    }
+
+
+def _task_record(plan: Plan, name: str) -> dict[str, Any]:
+    task, draw = plan.study.tasks[name], plan.tasks[name]
+    source = task.dataset or task.files or f"mixture of {', '.join(task.mixture or [])}"
+    return {
+        "task": name,
+        "source": source if isinstance(source, str) else ", ".join(source),
+        "num_documents": draw.num_documents,
+        "num_empty": draw.num_empty,
+        "num_samples": draw.num_samples,
+        "num_tokens": draw.num_tokens,
+        "num_counted": draw.num_counted,
+        "num_shards": draw.num_shards,
+    }
+
+
+def _differences(before: Any, after: Any, place: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            inner = f"{place}.{key}" if place else str(key)
+            yield from _differences(before.get(key), after.get(key), inner)
+    elif before != after:
+        yield f"{place}: {_short(before)} -> {_short(after)}"
+
+
+def _short(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
