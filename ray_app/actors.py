@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from ray_app.capture.driver import BatchDone, ShardDone
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import CaptureError, StageSpec, build_stage
+from ray_app.capture.workers import BatchDone, ShardDone
 from storage import ActlakeError, FileRecord
 
 __all__ = ["RayWorkers", "ray_session"]

@@ -1,18 +1,21 @@
-"""The SQL face of a store: DuckDB views over its files.
+"""The SQL face of a store: DuckDB views over its files. The only module that imports DuckDB.
 
 The views read Parquet and JSON through globs and show only files that a commit record or an
 analysis manifest names, so they stay right while a capture goes on. They are plain DuckDB SQL:
 `view_statements` prints what any DuckDB client needs to use the store without this package.
 """
 
+from typing import Any
+
 import duckdb
 import pyarrow as pa
 
+from storage.errors import QueryError
 from storage.files import StoreFiles
 from storage.schema import TABLES, Table
 from storage.sqlfiles import load_query, quote
 
-__all__ = ["VIEWS", "connect", "view_statements"]
+__all__ = ["VIEWS", "connect", "run_query", "view_statements"]
 
 VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats")
 """Names of all views, each after those it reads."""
@@ -87,6 +90,23 @@ def connect(
     for statement in view_statements(files):
         connection.execute(statement)
     return connection
+
+
+def run_query(
+    connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Run one query; a lazy relation.
+
+    Raises:
+        QueryError: with DuckDB's message, if the query is wrong or returns nothing.
+    """
+    try:
+        relation = connection.sql(query, params=params)
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+    if relation is None:
+        raise QueryError("the query returns no rows to show: ask with a select statement.")
+    return relation
 
 
 def view_statements(files: StoreFiles) -> list[str]:

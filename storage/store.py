@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
-
-from storage import catalog, layout
-from storage.errors import QueryError, StoreError
+from storage import layout
+from storage.errors import StoreError
 from storage.files import FileRecord, StoreFiles
+
+if TYPE_CHECKING:
+    # Capture workers and drivers never query: they need not load DuckDB.
+    import duckdb
 
 __all__ = ["Store", "create_store", "open_store"]
 
@@ -20,7 +22,7 @@ class Store:
         self.files = files
         self._connection: duckdb.DuckDBPyConnection | None = None
 
-    def sql(self, query: str, params: dict[str, Any] | None = None) -> duckdb.DuckDBPyRelation:
+    def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
         """Run one SQL query over the views of this store.
 
         Args:
@@ -33,16 +35,12 @@ class Store:
         Raises:
             QueryError: with DuckDB's message, if the query is wrong.
         """
-        try:
-            relation = self.connection.sql(query, params=params)
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
-        if relation is None:
-            raise QueryError("the query returns no rows to show: ask with a select statement.")
-        return relation
+        from storage.catalog import run_query
+
+        return run_query(self.connection, query, params)
 
     @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
+    def connection(self) -> "duckdb.DuckDBPyConnection":
         """The connection behind `sql`, made on first use."""
         if self._connection is None:
             self._connection = self.connect()
@@ -50,12 +48,16 @@ class Store:
 
     def connect(
         self, *, threads: int | None = None, memory_limit: str | None = None
-    ) -> duckdb.DuckDBPyConnection:
+    ) -> "duckdb.DuckDBPyConnection":
         """A connection of one's own, with the views; see `storage.catalog.connect`."""
+        from storage import catalog
+
         return catalog.connect(self.files, threads=threads, memory_limit=memory_limit)
 
     def views_sql(self) -> str:
         """SQL that defines all views, for any DuckDB client."""
+        from storage import catalog
+
         return "\n".join(catalog.view_statements(self.files))
 
     def runs(self) -> list[str]:

@@ -1,52 +1,10 @@
 """The driver: gives shards to workers, commits what they finished, and reports progress."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
-
-from ray_app.capture.shards import PlannedShard
-from ray_app.capture.stage import Stage
+from ray_app.capture.workers import BatchDone, Workers
 from ray_app.progress import Progress
 from ray_app.run import Run
-from storage import FileRecord
 
-__all__ = ["BatchDone", "LocalWorkers", "ShardDone", "Workers", "capture"]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchDone:
-    """A batch went through the model."""
-
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardDone:
-    """All parts of a shard are on disk."""
-
-    shard: PlannedShard
-    files: list[FileRecord]
-
-
-class Workers(Protocol):
-    """Whatever computes shards: this process, or actors on a cluster."""
-
-    def work(self, shards: Sequence[PlannedShard]) -> Iterator[BatchDone | ShardDone]:
-        """Compute shards in any order and yield what is done as it is done."""
-
-
-class LocalWorkers:
-    """One stage in this process."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    def work(self, shards: Sequence[PlannedShard]) -> Iterator[BatchDone | ShardDone]:
-        """Compute shards one after the other."""
-        for shard in shards:
-            for batch in range(shard.num_batches):
-                yield BatchDone(self._stage.step(shard, batch))
-            yield ShardDone(shard, self._stage.finish(shard))
+__all__ = ["capture"]
 
 
 def capture(run: Run, workers: Workers, progress: Progress) -> int:

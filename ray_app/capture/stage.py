@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ray_app.capture.moments import MomentAccumulator
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.models.hooks import read_inputs
-from ray_app.models.loading import load_config, load_model, locate_model
+from ray_app.models.loading import load_model, locate_model
 from ray_app.models.prediction import Prediction, score_predictions
 from ray_app.models.sites import SiteLocation, confirm_sites
 from ray_app.study import ModelSettings
@@ -68,9 +68,8 @@ def build_stage(spec: StageSpec) -> "Stage":
             f"({files.fingerprint[:20]}, planned {spec.fingerprint[:20]}): restore them, or start "
             "a new run."
         )
-    config = load_config(spec.model, files)
-    model = load_model(spec.model, files, config)
-    confirm_sites(model, list(spec.sites), vocabulary=config.get_text_config().vocab_size)
+    model = load_model(spec.model, files)
+    confirm_sites(model, list(spec.sites))
     return Stage(model, spec.sites, StoreFiles(spec.store), run=spec.run, index=spec.index)
 
 

@@ -114,9 +114,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(
-    settings: ModelSettings, files: ModelFiles, config: transformers.PreTrainedConfig
-) -> nn.Module:
+def load_model(settings: ModelSettings, files: ModelFiles) -> nn.Module:
     """The whole causal language model, in evaluation mode, on the CPU.
 
     Random initialisation runs the architecture's own initialiser under the study's seed, in
@@ -130,13 +128,13 @@ def load_model(
         if settings.init == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.init_seed)
+                config = load_config(settings, files)
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             model = model.to(dtype)
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 files.name,
                 revision=settings.revision,
-                config=None if files.gguf_file else config,
                 attn_implementation=settings.attention,
                 dtype=dtype,
                 **files.arguments,

@@ -100,7 +100,7 @@ def find_sites(
     return found
 
 
-def confirm_sites(model: nn.Module, sites: list[SiteLocation], *, vocabulary: int) -> None:
+def confirm_sites(model: nn.Module, sites: list[SiteLocation]) -> None:
     """Run a probe batch and check that the sites behave as what they are taken for.
 
     Each hook must fire exactly once with one row of `width` per position, and when only the first
@@ -110,6 +110,7 @@ def confirm_sites(model: nn.Module, sites: list[SiteLocation], *, vocabulary: in
         ModelError: naming the site, the layer and what was seen.
     """
     modules = {(site.site, site.layer): model.get_submodule(site.module) for site in sites}
+    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
     tokens = torch.arange(_PROBE_LENGTH).unsqueeze(0) % vocabulary
     changed = tokens.clone()
     changed[0, 0] = (changed[0, 0] + vocabulary // 2) % vocabulary
