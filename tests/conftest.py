@@ -1,0 +1,152 @@
+"""Tiny real models, texts and studies, made offline from what Python itself carries."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers
+import yaml
+
+WORDS = {
+    "code": "def merge ( left , right ) : return [ * left , * right ] if left else right".split(),
+    "prose": "the lake lies still in the morning and the boats wait for wind".split(),
+    "numbers": "one two three four five six seven eight nine ten eleven twelve".split(),
+}
+
+
+def make_documents(task: str, count: int) -> list[str]:
+    """Documents of differing length that only depend on the arguments."""
+    words = WORDS[task]
+    return [
+        " ".join(words[(start * 7 + step * (1 + start % 3)) % len(words)] for step in range(length))
+        for start, length in enumerate(5 + (11 * n) % 40 for n in range(count))
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts <s> before every text."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([inspect.getsource(json), *map(" ".join, WORDS.values())], trainer)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>"
+    )
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+_GATED = _SMALL | {"intermediate_size": 72}
+_GROUPED = _GATED | {"num_key_value_heads": 2}
+
+FAMILIES: dict[str, transformers.PreTrainedConfig] = {
+    "llama": transformers.LlamaConfig(**_GROUPED),
+    "llama-mha": transformers.LlamaConfig(**_GATED),
+    "mistral": transformers.MistralConfig(**_GROUPED, head_dim=16),
+    "qwen2": transformers.Qwen2Config(**_GROUPED),
+    "qwen3": transformers.Qwen3Config(**_GROUPED, head_dim=16),
+    "gemma": transformers.GemmaConfig(**_GROUPED, head_dim=16),
+    "gemma2": transformers.Gemma2Config(**_GROUPED, head_dim=16),
+    "gemma3": transformers.Gemma3TextConfig(**_GROUPED, head_dim=16),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0,
+        eos_token_id=1,
+    ),
+    "gpt_neo": transformers.GPTNeoConfig(
+        vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=128,
+        attention_types=[[["global", "local"], 1]], bos_token_id=0, eos_token_id=1,
+    ),
+    "gpt_neox": transformers.GPTNeoXConfig(**_GATED),
+    "opt": transformers.OPTConfig(
+        **_SMALL, ffn_dim=72, word_embed_proj_dim=32
+    ),
+    "phi": transformers.PhiConfig(**_GATED),
+    "phi3": transformers.Phi3Config(**_GROUPED),
+    "olmo2": transformers.Olmo2Config(**_GROUPED),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: transformers.PreTrainedTokenizerFast
+) -> Callable[[str], Path]:
+    """Gives the folder of a tiny model of a family, with weights large enough to tell it apart."""
+    root = tmp_path_factory.mktemp("models")
+
+    def make(family: str) -> Path:
+        folder = root / family
+        if not folder.exists():
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family])
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.dim() > 1:
+                        parameter.normal_(std=0.15)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """A folder with one sub-folder of text files for each of the three tasks."""
+    for task in WORDS:
+        folder = tmp_path / "texts" / task
+        folder.mkdir(parents=True)
+        for index, text in enumerate(make_documents(task, 24)):
+            (folder / f"{index:03d}.txt").write_text(text, encoding="utf-8")
+    return tmp_path / "texts"
+
+
+@pytest.fixture
+def write_study(
+    tmp_path: Path, text_folder: Path, model_folder: Callable[[str], Path]
+) -> Callable[..., Path]:
+    """Writes a small study; keyword arguments replace its top-level keys."""
+
+    def write(*, family: str = "llama", file_name: str = "study.yaml", **changes: Any) -> Path:
+        study: dict[str, Any] = {
+            "name": "tiny",
+            "model": {"source": str(model_folder(family))},
+            "tasks": {
+                **{task: {"files": f"{text_folder}/{task}/*.txt"} for task in WORDS},
+                "mixed": {"mixture": list(WORDS)},
+            },
+            "reference": "mixed",
+            "capture": {
+                "tokens": 160,
+                "max_length": 24,
+                "batch_tokens": 96,
+                "shard_tokens": 64,
+            },
+        }
+        path = tmp_path / file_name
+        path.write_text(yaml.safe_dump(study | changes), encoding="utf-8")
+        return path
+
+    return write
