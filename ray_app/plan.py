@@ -265,14 +265,12 @@ def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:
 def _actor_bytes(study: Study, model: ModelFacts) -> int:
     itemsize: int = getattr(torch, study.model.dtype).itemsize
     weights = model.num_parameters * itemsize
-    # Loading GGUF holds the quantised file and the dequantised tensors beside the model.
-    loading = weights if model.files.gguf_file is not None else 0
     rows = max(study.capture.batch_tokens, study.capture.max_length)
     widest = max(site.width for site in model.sites)
     logits = rows * model.vocabulary * (itemsize + 1)
     hidden = rows * (8 * model.hidden + 4 * widest) * itemsize
     moments = model.num_neurons * 9 * 8
-    return _PROCESS_BYTES + weights + max(loading, logits + hidden) + moments
+    return _PROCESS_BYTES + weights + logits + hidden + moments
 
 
 def _existing_parent(path: Path) -> Path:

@@ -4,12 +4,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from ray_app.models.gguf import unpack_gguf
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
 from storage import ActlakeError
@@ -36,15 +36,8 @@ class ModelFiles:
 
     name: str
     """First argument of from_pretrained: a hub id or a folder."""
-    gguf_file: str | None
-    """File name inside the folder, for GGUF."""
     fingerprint: str
     """What tells these weights from others: a digest of local weight files, or the hub commit."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for from_pretrained."""
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
 
 def locate_model(settings: ModelSettings) -> ModelFiles:
@@ -55,7 +48,7 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
     """
     path = Path(resolve_path(settings.source))
     if path.is_file() and path.suffix == ".gguf":
-        return ModelFiles(name=str(path.parent), gguf_file=path.name, fingerprint=_digest([path]))
+        return _locate_gguf(settings, path)
     if path.is_dir():
         weights = sorted(file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
         described = [*weights, path / "config.json"]
@@ -64,7 +57,7 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
                 f"model.source {settings.source!r} is a folder without config.json: give the "
                 "folder that save_pretrained wrote, or the .gguf file itself."
             )
-        return ModelFiles(name=str(path), gguf_file=None, fingerprint=_digest(described))
+        return ModelFiles(name=str(path), fingerprint=_digest(described))
     if (
         ":" in settings.source
         or settings.source.startswith((".", "/", "~"))
@@ -74,7 +67,7 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
             f"model.source {settings.source!r} does not exist: give a Hugging Face id, an existing "
             "folder or GGUF file, or package:NAME/FILE."
         )
-    return ModelFiles(name=settings.source, gguf_file=None, fingerprint=_hub_commit(settings))
+    return ModelFiles(name=settings.source, fingerprint=_hub_commit(settings))
 
 
 def load_config(settings: ModelSettings, files: ModelFiles) -> transformers.PreTrainedConfig:
@@ -88,7 +81,6 @@ def load_config(settings: ModelSettings, files: ModelFiles) -> transformers.PreT
             files.name,
             revision=settings.revision,
             attn_implementation=settings.attention,
-            **files.arguments,
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("configuration", settings, error) from error
@@ -105,9 +97,7 @@ def load_tokenizer(
     """
     try:
         tokenizer: transformers.PreTrainedTokenizerBase = (
-            transformers.AutoTokenizer.from_pretrained(
-                files.name, revision=settings.revision, **files.arguments
-            )
+            transformers.AutoTokenizer.from_pretrained(files.name, revision=settings.revision)
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("tokenizer", settings, error) from error
@@ -137,12 +127,20 @@ def load_model(settings: ModelSettings, files: ModelFiles) -> nn.Module:
                 revision=settings.revision,
                 attn_implementation=settings.attention,
                 dtype=dtype,
-                **files.arguments,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _cannot_load("weights", settings, error) from error
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded
+
+
+def _locate_gguf(settings: ModelSettings, path: Path) -> ModelFiles:
+    fingerprint = _digest([path])
+    try:
+        folder = unpack_gguf(path, fingerprint.removeprefix("sha256:"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load("GGUF file", settings, error) from error
+    return ModelFiles(name=str(folder), fingerprint=fingerprint)
 
 
 def _digest(paths: list[Path]) -> str:
