@@ -13,6 +13,7 @@ from torch import Tensor
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import CaptureError, StageSpec, build_stage
 from ray_app.capture.workers import BatchDone, ShardDone
+from ray_app.models.loading import quiet_transformers
 from storage import ActlakeError, FileRecord
 
 __all__ = ["RayWorkers", "ray_session"]
@@ -25,10 +26,7 @@ class StageActor:
     """A stage on a Ray worker; every call goes to the stage."""
 
     def __init__(self, spec: StageSpec) -> None:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        quiet_transformers()
         self._stage = build_stage(spec)
 
     def ready(self) -> None:

@@ -2,14 +2,14 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 import rich.progress
 from rich.console import Console
 
-__all__ = ["LineProgress", "NoProgress", "Progress", "open_progress"]
+__all__ = ["LineProgress", "NoProgress", "Progress", "open_progress", "open_steps"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -112,3 +112,26 @@ def open_progress(*, total_tokens: int, total_shards: int) -> Iterator[Progress]
     )
     with rich.progress.Progress(*columns, console=console, speed_estimate_period=60) as bar:
         yield _BarProgress(bar, total_tokens, total_shards)
+
+
+@contextmanager
+def open_steps(name: str, *, total: int | None = None, unit: str) -> Iterator[Callable[[], None]]:
+    """A counter for work of many like steps: a bar on a terminal, silent elsewhere.
+
+    Args:
+        name: what is done.
+        total: number of steps, if it is known.
+        unit: what is counted.
+    """
+    console = Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn(f"{{task.completed:,.0f}} {unit}"),
+        rich.progress.TimeElapsedColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        row = bar.add_task(name, total=total)
+        yield lambda: bar.advance(row)

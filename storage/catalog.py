@@ -5,6 +5,9 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 `view_statements` prints what any DuckDB client needs to use the store without this package.
 """
 
+import contextlib
+import io
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,10 +18,17 @@ from storage.files import StoreFiles
 from storage.schema import TABLES, Table
 from storage.sqlfiles import load_query, quote
 
-__all__ = ["VIEWS", "connect", "run_query", "view_statements"]
+__all__ = ["EXPORT_FORMATS", "VIEWS", "connect", "export", "render", "run_query", "view_statements"]
 
-VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats")
+VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
 """Names of all views, each after those it reads."""
+
+EXPORT_FORMATS = {
+    "csv": "format csv, header",
+    "json": "format json, array true",
+    "parquet": "format parquet, compression zstd",
+}
+"""Options of DuckDB's COPY for each format that `export` writes."""
 
 _FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
 
@@ -38,7 +48,12 @@ _RECORDS = {
     ),
     "analysis_manifests": (
         "analyses/*/analysis.json",
-        {"analysis": "varchar", "files": f"{_FILE_TYPE}[]"},
+        {
+            "analysis": "varchar",
+            "run": "varchar",
+            "parameters": "json",
+            "files": f"{_FILE_TYPE}[]",
+        },
     ),
     "run_records": (
         "runs/*/run.json",
@@ -107,6 +122,40 @@ def run_query(
     if relation is None:
         raise QueryError("the query returns no rows to show: ask with a select statement.")
     return relation
+
+
+def render(
+    connection: duckdb.DuckDBPyConnection, query: str, *, max_width: int, max_rows: int
+) -> str:
+    """A query's result as a text table of at most `max_width` characters.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    relation = run_query(connection, query)
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            relation.show(max_width=max_width, max_rows=max_rows)
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+    return text.getvalue().rstrip("\n")
+
+
+def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_format: str) -> None:
+    """Write a query's result to a file in one of `EXPORT_FORMATS`.
+
+    Raises:
+        QueryError: with DuckDB's message, also if the file cannot be written.
+    """
+    result = run_query(connection, query)
+    try:
+        result.create_view("actlake_export", replace=True)
+        connection.execute(
+            f"copy actlake_export to {quote(str(path))} ({EXPORT_FORMATS[file_format]})"
+        )
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
 
 
 def view_statements(files: StoreFiles) -> list[str]:

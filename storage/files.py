@@ -64,7 +64,8 @@ class StoreFiles:
                 f"store path must not contain '*', '?' or '[' because SQL engines read them as "
                 f"patterns, found {text!r}: rename the folder."
             )
-        self.root = Path(text).expanduser().absolute()
+        # Resolved, because the names that SQL engines report for files must equal root + path.
+        self.root = Path(text).expanduser().resolve()
 
     def local(self, path: str) -> Path:
         """Absolute path of a file given by its path inside the store."""

@@ -11,7 +11,6 @@ __all__ = [
     "run_folder",
     "run_path",
     "samples_path",
-    "session_path",
     "stats_path",
     "tokens_path",
 ]
@@ -45,11 +44,6 @@ def stats_path(run: str, task: str, shard: int, stage: int) -> str:
 def commit_path(run: str, task: str, shard: int) -> str:
     """Commit record of one shard; written last, and what makes the shard visible."""
     return f"{run_folder(run)}/commits/task={task}/shard-{shard:05d}.json"
-
-
-def session_path(run: str, session: str) -> str:
-    """Log of one driver session (who, when, how fast); no reader of the data depends on it."""
-    return f"{run_folder(run)}/sessions/{session}.json"
 
 
 def analysis_folder(analysis: str) -> str:

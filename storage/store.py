@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import layout
@@ -38,6 +39,18 @@ class Store:
         from storage.catalog import run_query
 
         return run_query(self.connection, query, params)
+
+    def render(self, query: str, *, max_width: int, max_rows: int) -> str:
+        """A query's result as a text table; see `storage.catalog.render`."""
+        from storage import catalog
+
+        return catalog.render(self.connection, query, max_width=max_width, max_rows=max_rows)
+
+    def export(self, query: str, path: Path, file_format: str) -> None:
+        """Write a query's result as csv, json or parquet; see `storage.catalog.export`."""
+        from storage import catalog
+
+        catalog.export(self.connection, query, path, file_format)
 
     @property
     def connection(self) -> "duckdb.DuckDBPyConnection":

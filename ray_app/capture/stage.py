@@ -24,7 +24,7 @@ from ray_app.models.sites import SiteLocation, confirm_sites
 from ray_app.study import ModelSettings
 from storage import ActlakeError, FileRecord, StoreFiles, layout
 
-__all__ = ["CaptureError", "Stage", "StageSpec", "build_stage"]
+__all__ = ["CaptureError", "Stage", "StageSpec", "build_stage", "load_stage_model"]
 
 SiteKey = tuple[str, int]
 
@@ -60,6 +60,12 @@ def build_stage(spec: StageSpec) -> "Stage":
         CaptureError: if the weights are not those of the plan.
         ModelError: if the model cannot be loaded or its sites do not behave.
     """
+    model = load_stage_model(spec)
+    return Stage(model, spec.sites, StoreFiles(spec.store), run=spec.run, index=spec.index)
+
+
+def load_stage_model(spec: StageSpec) -> nn.Module:
+    """The model of a stage, with its sites confirmed; errors as `build_stage`."""
     torch.set_num_threads(spec.threads)
     files = locate_model(spec.model)
     if files.fingerprint != spec.fingerprint:
@@ -70,7 +76,7 @@ def build_stage(spec: StageSpec) -> "Stage":
         )
     model = load_model(spec.model, files)
     confirm_sites(model, list(spec.sites))
-    return Stage(model, spec.sites, StoreFiles(spec.store), run=spec.run, index=spec.index)
+    return model
 
 
 class Stage:

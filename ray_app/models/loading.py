@@ -21,9 +21,16 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate_model",
+    "quiet_transformers",
 ]
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' warnings and progress bars out of our own output."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 class ModelError(ActlakeError):

@@ -1,0 +1,101 @@
+"""``actlake plan`` and ``actlake capture``."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ray_app.actors import RayWorkers, ray_session
+from ray_app.capture import driver
+from ray_app.models.loading import quiet_transformers
+from ray_app.plan import Costs, Plan, check_fits, gib, inspect_model, make_plan
+from ray_app.progress import open_progress
+from ray_app.run import Run, begin_run, find_run
+from ray_app.study import Study, load_study
+from storage import create_store
+
+_console = Console(stderr=True, highlight=False)
+
+
+def plan(study_path: Path, store: Path, overrides: list[str]) -> None:
+    """Print the plan of a study; refuse one that does not fit."""
+    study = _load(study_path, overrides)
+    made = make_plan(study, inspect_model(study), on_task=_say_task)
+    costs = made.costs(store)
+    _print_plan(made, costs)
+    check_fits(costs)
+
+
+def capture(study_path: Path, store_path: Path, overrides: list[str], *, new_run: bool) -> None:
+    """Begin or resume the run of a study, and finish it."""
+    start = time.monotonic()
+    study = _load(study_path, overrides)
+    store = create_store(store_path)
+    model = inspect_model(study)
+    replicas = study.resources.replicas
+    run = find_run(store, study, model, new_run=new_run)
+    if run is None:
+        threads = study.resources.threads or max(1, (os.cpu_count() or 1) // replicas)
+        run = begin_run(store, study, model, threads=threads, on_task=_say_task)
+    remaining = run.remaining()
+    _console.print(
+        f"run [bold]{run.id}[/]: {len(run.shards) - len(remaining)} of {len(run.shards)} shards "
+        f"committed, {len(remaining)} to do"
+    )
+    if remaining:
+        _capture_remaining(run, replicas)
+    _console.print(
+        f"run [bold]{run.id}[/] is complete in {store.files.root} after "
+        f"{time.monotonic() - start:.0f} s; next: actlake analyse {store_path}"
+    )
+
+
+def _capture_remaining(run: Run, replicas: int) -> None:
+    remaining = run.remaining()
+    start = time.monotonic()
+    with ray_session():
+        workers = RayWorkers(run.stage_spec(), replicas=replicas)
+        _console.print(
+            f"{replicas} x {run.record['model']['architecture']} loaded in "
+            f"{time.monotonic() - start:.0f} s"
+        )
+        total = sum(shard.num_tokens for shard in remaining)
+        with open_progress(total_tokens=total, total_shards=len(remaining)) as progress:
+            driver.capture(run, workers, progress)
+
+
+def _load(study_path: Path, overrides: list[str]) -> Study:
+    quiet_transformers()
+    # Planning is Python and tokenizer work; torch's threads would only contend with it.
+    torch.set_num_threads(1)
+    return load_study(study_path, overrides)
+
+
+def _say_task(task: str) -> None:
+    _console.print(f"choosing samples of {task}")
+
+
+def _print_plan(made: Plan, costs: Costs) -> None:
+    table = Table(title=f"plan of {made.study.name}")
+    for name in ("task", "documents", "samples", "tokens", "shards"):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    table.add_column("first sample", no_wrap=True, overflow="ellipsis")
+    for name, draw in made.tasks.items():
+        counts = (draw.num_documents, draw.num_samples, draw.num_tokens, draw.num_shards)
+        first = " ".join(draw.examples[0][1].split())
+        table.add_row(name, *(f"{count:,}" for count in counts), first)
+    console = Console(highlight=False)
+    console.print(table)
+    model = made.model
+    console.print(
+        f"model   {model.architecture}, {model.num_layers} layers, "
+        f"{model.num_parameters:,} parameters, {model.num_neurons:,} neurons captured\n"
+        f"store   {costs.num_files:,} files, about {gib(costs.num_bytes)}; "
+        f"{gib(costs.free_disk)} are free\n"
+        f"memory  {costs.replicas} replica(s) of about {gib(costs.actor_bytes)}; "
+        f"{gib(costs.available_memory)} are available",
+        soft_wrap=True,
+    )
