@@ -18,7 +18,16 @@ from storage.files import StoreFiles
 from storage.schema import TABLES, Table
 from storage.sqlfiles import load_query, quote
 
-__all__ = ["EXPORT_FORMATS", "VIEWS", "connect", "export", "render", "run_query", "view_statements"]
+__all__ = [
+    "EXPORT_FORMATS",
+    "VIEWS",
+    "connect",
+    "export",
+    "open_connection",
+    "render",
+    "run_query",
+    "view_statements",
+]
 
 VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
 """Names of all views, each after those it reads."""
@@ -96,14 +105,22 @@ def connect(
         threads: most threads that a query may use; all cores if not given.
         memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
     """
+    connection = open_connection(threads=threads, memory_limit=memory_limit)
+    for statement in view_statements(files):
+        connection.execute(statement)
+    return connection
+
+
+def open_connection(
+    *, threads: int | None = None, memory_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A new in-memory DuckDB connection without a store; arguments as for `connect`."""
     connection = duckdb.connect()
     if threads is not None:
         connection.execute(f"set threads = {int(threads)}")
     if memory_limit is not None:
         connection.execute(f"set memory_limit = {quote(memory_limit)}")
     connection.execute("set enable_progress_bar = false")
-    for statement in view_statements(files):
-        connection.execute(statement)
     return connection
 
 

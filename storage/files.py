@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,13 +83,19 @@ class StoreFiles:
         Raises:
             StoreError: if the operating system refuses (no space, no permission, ...).
         """
+        with self._replacing(path) as file:
+            file.write(data)
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[BinaryIO]:
+        """A new file that takes the place of `path` when the block ends well."""
         target = self.local(path)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("wb") as file:
-                    file.write(data)
+                    yield file
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(target)
@@ -128,15 +136,8 @@ class StoreFiles:
         """
         checked = table.cast(TABLES[name].schema)
         buffer = pa.BufferOutputStream()
-        pq.write_table(
-            checked,
-            buffer,
-            compression="zstd",
-            row_group_size=_ROW_GROUP_ROWS,
-            write_page_index=True,
-            store_schema=False,
-            use_compliant_nested_type=True,
-        )
+        with _parquet_writer(buffer, checked.schema) as writer:
+            writer.write_table(checked, row_group_size=_ROW_GROUP_ROWS)
         data = memoryview(buffer.getvalue())
         self.put(path, data)
         return FileRecord(
@@ -146,6 +147,26 @@ class StoreFiles:
             bytes=data.nbytes,
             sha256=hashlib.sha256(data).hexdigest(),
         )
+
+    def put_batches(self, path: str, name: str, batches: Iterable[pa.RecordBatch]) -> FileRecord:
+        """Write a Parquet file of the table called `name` that may not fit into memory.
+
+        Args:
+            path: path inside the store.
+            name: name of the table; each batch must have its columns.
+            batches: the rows, in the order in which they are to be stored.
+
+        Raises:
+            StoreError: as `put`.
+        """
+        schema, rows = TABLES[name].schema, 0
+        with self._replacing(path) as file, _parquet_writer(file, schema) as writer:
+            for batch in batches:
+                table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                rows += table.num_rows
+        size = self.local(path).stat().st_size
+        return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=self.sha256(path))
 
     def get_json(self, path: str) -> Any:
         """Read a JSON file.
@@ -177,6 +198,17 @@ class StoreFiles:
     def list(self, pattern: str) -> list[str]:
         """Paths inside the store that match a glob pattern, sorted."""
         return sorted(p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
+
+
+def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        write_page_index=True,
+        store_schema=False,
+        use_compliant_nested_type=True,
+    )
 
 
 def _sync_folder(folder: Path) -> None:
