@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from analysis.settings import AnalysisSettings, Site
 from storage import ActlakeError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "load_study",
 ]
 
-Site = Literal["mlp", "attn"]
 Scalar = str | int | float | bool
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -175,36 +175,6 @@ class ResourceSettings(_Settings):
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each replica; all cores divided by replicas."
     )
-
-
-Metric = Literal["abs", "rms", "std", "sqrt", "freq", "mean", "rand"]
-
-
-class AnalysisSettings(_Settings):
-    """One analysis of the run: importance, scores, selections and their overlap."""
-
-    metrics: list[Metric] = Field(["abs"], min_length=1, description="Importance metrics.")
-    fractions: list[float] = Field(
-        [0.01, 0.05],
-        min_length=1,
-        description="Fractions of the neurons to select, each in (0, 1].",
-    )
-    within: Literal["model", "layer"] = Field(
-        "model", description="Select the top fraction over all layers, or in each layer."
-    )
-    sites: list[Site] | None = Field(None, description="Sites to analyse; all captured ones.")
-    eps: dict[Site, float] | None = Field(
-        None, description="Added to the reference importance; the papers' values if not given."
-    )
-    seed: int = Field(0, description="Seed of the metric rand.")
-
-    @field_validator("fractions")
-    @classmethod
-    def _in_range(cls, value: list[float]) -> list[float]:
-        for fraction in value:
-            if not 0 < fraction <= 1:
-                raise ValueError(f"each fraction must be in (0, 1], found {fraction}")
-        return value
 
 
 class Study(_Settings):

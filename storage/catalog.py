@@ -7,6 +7,7 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 
 import contextlib
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from storage.sqlfiles import load_query, quote
 __all__ = [
     "EXPORT_FORMATS",
     "VIEWS",
+    "add_function",
     "connect",
     "export",
     "open_connection",
@@ -122,6 +124,31 @@ def open_connection(
         connection.execute(f"set memory_limit = {quote(memory_limit)}")
     connection.execute("set enable_progress_bar = false")
     return connection
+
+
+def add_function(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    function: Callable[..., pa.Array],
+    parameters: Sequence[str],
+    result: str,
+) -> None:
+    """Make a Python function of Arrow columns callable from SQL on one connection.
+
+    Args:
+        connection: the connection.
+        name: its name in SQL.
+        function: takes one array per parameter and returns one of the same length.
+        parameters: DuckDB types of the parameters.
+        result: DuckDB type of the result.
+    """
+    connection.create_function(
+        name,
+        function,
+        list(parameters),
+        result,
+        type=duckdb.func.ARROW,
+    )
 
 
 def run_query(
