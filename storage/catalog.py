@@ -39,6 +39,9 @@ EXPORT_FORMATS = {
 }
 """Options of DuckDB's COPY for each format that `export` writes."""
 
+_USUAL_JSON_BYTES = 1 << 24
+"""DuckDB's own bound; it reserves twice as much memory as the bound says."""
+
 _FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
 
 # Column types of the JSON records that views read; fields not named here are left to Python.
@@ -196,11 +199,17 @@ def view_statements(files: StoreFiles) -> list[str]:
 
 def _record_source(files: StoreFiles, name: str) -> str:
     pattern, columns = _RECORDS[name]
-    if not files.list(pattern):
+    paths = files.list(pattern)
+    if not paths:
         return _empty(columns)
     typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
+    options = f"columns = {{{typed}}}"
+    if name == "run_records":
+        # A run's record lists all its shards; DuckDB refuses JSON that is larger than it was told.
+        largest = max(map(files.size, paths))
+        options += f", maximum_object_size = {max(largest, _USUAL_JSON_BYTES)}"
     path = quote(f"{files.root.as_posix()}/{pattern}")
-    return f"read_json({path}, columns = {{{typed}}})"
+    return f"read_json({path}, {options})"
 
 
 def _table_source(files: StoreFiles, table: Table) -> str:

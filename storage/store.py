@@ -22,6 +22,7 @@ class Store:
     def __init__(self, files: StoreFiles) -> None:
         self.files = files
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._views: list[str] = []
 
     def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
         """Run one SQL query over the views of this store.
@@ -54,9 +55,17 @@ class Store:
 
     @property
     def connection(self) -> "duckdb.DuckDBPyConnection":
-        """The connection behind `sql`, made on first use."""
+        """The connection behind `sql`, made on first use; its views follow the store."""
+        from storage import catalog
+
+        views = catalog.view_statements(self.files)
         if self._connection is None:
             self._connection = self.connect()
+        elif views != self._views:
+            # DuckDB cannot read a table without files: its view reads them once there are some.
+            for statement in views:
+                self._connection.execute(statement)
+        self._views = views
         return self._connection
 
     def connect(
