@@ -23,6 +23,7 @@ __all__ = [
     "VIEWS",
     "connect",
     "export",
+    "fetch",
     "open_connection",
     "render",
     "run_query",
@@ -142,6 +143,21 @@ def run_query(
     if relation is None:
         raise QueryError("the query returns no rows to show: ask with a select statement.")
     return relation
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
+) -> pa.Table:
+    """Run one query to its end; `run_query` alone meets damaged files only when rows are read.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    relation = run_query(connection, query, params)
+    try:
+        return relation.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
 
 
 def render(

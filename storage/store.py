@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from storage import layout
 from storage.errors import StoreError
 from storage.files import FileRecord, StoreFiles
@@ -40,6 +42,12 @@ class Store:
         from storage.catalog import run_query
 
         return run_query(self.connection, query, params)
+
+    def table(self, query: str, params: dict[str, Any] | None = None) -> pa.Table:
+        """All rows of one query as an Arrow table; arguments and errors as `sql`."""
+        from storage import catalog
+
+        return catalog.fetch(self.connection, query, params)
 
     def render(self, query: str, *, max_width: int, max_rows: int) -> str:
         """A query's result as a text table; see `storage.catalog.render`."""
