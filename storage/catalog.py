@@ -22,6 +22,7 @@ __all__ = [
     "EXPORT_FORMATS",
     "VIEWS",
     "connect",
+    "define_views",
     "export",
     "fetch",
     "open_connection",
@@ -108,11 +109,28 @@ def connect(
         files: the store's files.
         threads: most threads that a query may use; all cores if not given.
         memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
+
+    Raises:
+        QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
-    for statement in view_statements(files):
-        connection.execute(statement)
+    define_views(connection, view_statements(files))
     return connection
+
+
+def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    """Make or replace the views of a connection.
+
+    Raises:
+        QueryError: with DuckDB's message, if a file that a view needs is damaged.
+    """
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
+        ) from error
 
 
 def open_connection(

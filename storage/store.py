@@ -71,8 +71,7 @@ class Store:
             self._connection = self.connect()
         elif views != self._views:
             # DuckDB cannot read a table without files: its view reads them once there are some.
-            for statement in views:
-                self._connection.execute(statement)
+            catalog.define_views(self._connection, views)
         self._views = views
         return self._connection
 

@@ -156,6 +156,21 @@ def test_a_wrong_query_gets_the_message_of_duckdb(store: Store) -> None:
     assert str(caught.value) == "the query returns no rows to show: ask with a select statement."
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/run=run-1/commits/task=code/shard-00000.json",
+        "runs/run=run-1/run.json",
+        "runs/run=run-1/stats/task=code/stage-00/shard-00000.parquet",
+        "runs/run=run-1/stats/task=code/stage-00/shard-00001.parquet",
+    ],
+)
+def test_a_damaged_file_is_named_when_it_is_read(store: Store, path: str) -> None:
+    store.files.put(path, b"no more than this, which is neither")
+    with pytest.raises(QueryError, match=path.split("/")[-1]):
+        open_store(store.files.root).table("select * from runs cross join stats")
+
+
 def test_parameters_are_bound_not_pasted(store: Store) -> None:
     query = "select count(*) from tokens where task = $task"
     assert store.sql(query, {"task": "code"}).fetchall() == [(63,)]

@@ -199,5 +199,5 @@ def test_tables_that_cannot_be_read_are_a_problem_too(
     store = builder.finish()
     store.files.put(tokens.path, b"half of a copy")
     [problem] = problems(store)
-    assert problem.startswith("the tables cannot be read: ")
+    assert problem.startswith("the tables cannot be read: the store cannot be queried, ")
     assert tokens.path in problem
