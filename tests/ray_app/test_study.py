@@ -155,8 +155,8 @@ def test_other_mistakes_are_counted_beside_an_unknown_key(tmp_path: Path) -> Non
             "capture.layers",
             "some",
             (
-                "capture.layers cannot be 'some': Layers to capture: 'all' or a list of layer numbers "
-                "from 0."
+                "capture.layers cannot be 'some': Layers to capture: 'all' or a list of layer "
+                "numbers from 0."
             ),
         ),
         (
@@ -195,8 +195,8 @@ def test_other_mistakes_are_counted_beside_an_unknown_key(tmp_path: Path) -> Non
                 "model.site_modules",
                 {"mlp": pattern},
                 (
-                    "model.site_modules: must contain '{layer}' where the layer's number stands, and "
-                    f"no other braces, found {pattern!r} for mlp."
+                    "model.site_modules: must contain '{layer}' where the layer's number stands, "
+                    f"and no other braces, found {pattern!r} for mlp."
                 ),
             )
             for pattern in ("h.0.mlp", "h.{layer}.{x}", "h.{layer", "h.{layer}.{}")
@@ -212,8 +212,8 @@ def test_other_mistakes_are_counted_beside_an_unknown_key(tmp_path: Path) -> Non
             5,
             (
                 "tasks.a.files cannot be 5: Plain text files by glob, one document each. "
-                "'package:NAME/GLOB' looks inside an installed package, 'site-packages:GLOB' among all "
-                "installed packages."
+                "'package:NAME/GLOB' looks inside an installed package, 'site-packages:GLOB' "
+                "among all installed packages."
             ),
         ),
         (
@@ -228,16 +228,16 @@ def test_other_mistakes_are_counted_beside_an_unknown_key(tmp_path: Path) -> Non
             "tasks.a.filter",
             {"stars": {"min": "few"}},
             (
-                "tasks.a.filter.stars.min: input should be a valid number, unable to parse string as a "
-                "number, found 'few'."
+                "tasks.a.filter.stars.min: input should be a valid number, unable to parse string "
+                "as a number, found 'few'."
             ),
         ),
         (
             "tasks.a.dataset",
             "json",
             (
-                "tasks.a: exactly one of dataset, files and mixture must be given, found dataset and "
-                "files."
+                "tasks.a: exactly one of dataset, files and mixture must be given, found dataset "
+                "and files."
             ),
         ),
         (
@@ -261,15 +261,15 @@ def test_a_wrong_value_is_refused_with_its_key_and_the_rule(
         (
             ["a", "c"],
             (
-                "tasks.m.mixture must name tasks that are not mixtures themselves, found 'c'; tasks "
-                "are: a, b, m."
+                "tasks.m.mixture must name tasks that are not mixtures themselves, found 'c'; "
+                "tasks are: a, b, m."
             ),
         ),
         (
             ["m"],
             (
-                "tasks.m.mixture must name tasks that are not mixtures themselves, found 'm'; tasks "
-                "are: a, b, m."
+                "tasks.m.mixture must name tasks that are not mixtures themselves, found 'm'; "
+                "tasks are: a, b, m."
             ),
         ),
     ],
