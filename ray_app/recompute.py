@@ -60,7 +60,7 @@ def recompute_samples(
         CaptureError: if nothing is committed yet, or the weights are not those of the run.
     """
     query = load_query("ray_app", "spread_samples").text
-    samples = store.sql(query, {"run": run, "count": num_samples}).to_arrow_table().to_pylist()
+    samples = store.table(query, {"run": run, "count": num_samples}).to_pylist()
     if not samples:
         raise CaptureError(f"run {run!r} has no committed shards yet: capture first.")
     spec = load_run(store, run).stage_spec()
@@ -94,7 +94,7 @@ def _extrema(store: Store, run: str, sample: dict[str, Any]) -> Extrema:
     key = {"run": run, "task": sample["task"], "shard": sample["shard"]}
     return {
         (row["site"], row["layer"]): (torch.tensor(row["lowest"]), torch.tensor(row["highest"]))
-        for row in store.sql(query, key).to_arrow_table().to_pylist()
+        for row in store.table(query, key).to_pylist()
     }
 
 

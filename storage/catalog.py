@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import duckdb.func
 import pyarrow as pa
 
 from storage.errors import QueryError
@@ -24,7 +25,9 @@ __all__ = [
     "VIEWS",
     "add_function",
     "connect",
+    "define_views",
     "export",
+    "fetch",
     "open_connection",
     "render",
     "run_query",
@@ -40,6 +43,9 @@ EXPORT_FORMATS = {
     "parquet": "format parquet, compression zstd",
 }
 """Options of DuckDB's COPY for each format that `export` writes."""
+
+_USUAL_JSON_BYTES = 1 << 24
+"""DuckDB's own bound; it reserves twice as much memory as the bound says."""
 
 _FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
 
@@ -106,11 +112,28 @@ def connect(
         files: the store's files.
         threads: most threads that a query may use; all cores if not given.
         memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
+
+    Raises:
+        QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
-    for statement in view_statements(files):
-        connection.execute(statement)
+    define_views(connection, view_statements(files))
     return connection
+
+
+def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    """Make or replace the views of a connection.
+
+    Raises:
+        QueryError: with DuckDB's message, if a file that a view needs is damaged.
+    """
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
+        ) from error
 
 
 def open_connection(
@@ -168,6 +191,21 @@ def run_query(
     return relation
 
 
+def fetch(
+    connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
+) -> pa.Table:
+    """Run one query to its end; `run_query` alone meets damaged files only when rows are read.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    relation = run_query(connection, query, params)
+    try:
+        return relation.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+
+
 def render(
     connection: duckdb.DuckDBPyConnection, query: str, *, max_width: int, max_rows: int
 ) -> str:
@@ -223,11 +261,17 @@ def view_statements(files: StoreFiles) -> list[str]:
 
 def _record_source(files: StoreFiles, name: str) -> str:
     pattern, columns = _RECORDS[name]
-    if not files.list(pattern):
+    paths = files.list(pattern)
+    if not paths:
         return _empty(columns)
     typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
+    options = f"columns = {{{typed}}}"
+    if name == "run_records":
+        # A run's record lists all its shards; DuckDB refuses JSON that is larger than it was told.
+        largest = max(map(files.size, paths))
+        options += f", maximum_object_size = {max(largest, _USUAL_JSON_BYTES)}"
     path = quote(f"{files.root.as_posix()}/{pattern}")
-    return f"read_json({path}, columns = {{{typed}}})"
+    return f"read_json({path}, {options})"
 
 
 def _table_source(files: StoreFiles, table: Table) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
 
 _ROW_GROUP_ROWS = 1 << 17
 """Large enough to compress well, small enough that a filter on layer skips most of a big part."""
+
+_PARTITION = re.compile(r"/(run|task|analysis)=")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +64,19 @@ class StoreFiles:
                 f"store must be a local folder or a mounted one, found the URL {text!r}: "
                 "mount the bucket, or capture to a folder and copy it."
             )
-        if any(character in text for character in "*?["):
+        if any(character in text for character in "*?[\\"):
             raise StoreError(
-                f"store path must not contain '*', '?' or '[' because SQL engines read them as "
-                f"patterns, found {text!r}: rename the folder."
+                "store path must not contain '*', '?', '[' or a backslash because SQL engines read "
+                f"them as patterns, found {text!r}: rename the folder."
             )
         # Resolved, because the names that SQL engines report for files must equal root + path.
         self.root = Path(text).expanduser().resolve()
+        if _PARTITION.search(self.root.as_posix()):
+            raise StoreError(
+                "store path must not lie below a folder named run=..., task=... or analysis=... "
+                f"because readers take it for a partition, found {str(self.root)!r}: choose "
+                "another folder."
+            )
 
     def local(self, path: str) -> Path:
         """Absolute path of a file given by its path inside the store."""
@@ -76,6 +85,10 @@ class StoreFiles:
     def exists(self, path: str) -> bool:
         """Whether the file is there."""
         return self.local(path).exists()
+
+    def size(self, path: str) -> int:
+        """Size of a file in bytes; FileNotFoundError if it is missing."""
+        return self.local(path).stat().st_size
 
     def put(self, path: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it appears at once.

@@ -7,11 +7,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import DamagedFileError
+from storage import layout
+from storage.errors import DamagedFileError, QueryError
+from storage.files import FileRecord
 from storage.sqlfiles import load_query
 from storage.store import Store
 
 __all__ = ["VerifyReport", "verify_store"]
+
+_RUN_KEYS = {"run", "study", "model", "tasks", "shards"}
+_COMMIT_KEYS = {"run", "task", "shard", "num_samples", "num_tokens", "num_counted"}
+_DAMAGED = "the record is damaged: it does not hold what a record must"
 
 
 @dataclass(slots=True)
@@ -33,14 +39,15 @@ def verify_store(
 ) -> VerifyReport:
     """Check all committed files of a store, then that their contents agree.
 
-    Each file must exist with the size, SHA-256 and row count of its record; then for each shard
-    samples, tokens and statistics must count the same tokens and neurons.
+    Each record must be whole and in its place; each file must exist with the size, SHA-256 and row
+    count of its record; then for each shard samples, tokens and statistics must count the same
+    tokens and neurons.
 
     Args:
         store: the store.
         on_file: called with the path of each file before it is read.
     """
-    report = VerifyReport()
+    report = VerifyReport(problems=list(_run_problems(store)))
     for record_path, record in _records(store, report):
         report.num_shards += "shard" in record
         for file in record["files"]:
@@ -61,9 +68,51 @@ def _records(store: Store, report: VerifyReport) -> Iterator[tuple[str, dict[str
     )
     for path in paths:
         try:
-            yield path, store.files.get_json(path)
+            record = store.files.get_json(path)
         except DamagedFileError as error:
             report.problems.append(f"{path}: {error}")
+            continue
+        problem = _record_problem(path, record)
+        if problem is None:
+            yield path, record
+        else:
+            report.problems.append(f"{path}: {problem}.")
+
+
+def _run_problems(store: Store) -> Iterator[str]:
+    """Runs with committed shards whose own record, which says what was planned, is not whole."""
+    commits = store.files.list("runs/*/commits/*/*.json")
+    for folder in sorted({path.split("/commits/")[0] for path in commits}):
+        path = f"{folder}/run.json"
+        if not store.files.exists(path):
+            yield f"{path}: the file is missing, and the run has committed shards."
+            continue
+        try:
+            record = store.files.get_json(path)
+        except DamagedFileError as error:
+            yield f"{path}: {error}"
+            continue
+        if not isinstance(record, dict) or not record.keys() >= _RUN_KEYS:
+            yield f"{path}: {_DAMAGED}."
+
+
+def _record_problem(path: str, record: Any) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("files"), list):
+        return _DAMAGED
+    if not all(_is_file_record(file) for file in record["files"]):
+        return _DAMAGED
+    if "/commits/" not in path:
+        return None
+    if not record.keys() >= _COMMIT_KEYS:
+        return _DAMAGED
+    expected = layout.commit_path(record["run"], record["task"], record["shard"])
+    return None if path == expected else f"the record speaks of another shard, {expected}"
+
+
+def _is_file_record(file: Any) -> bool:
+    return isinstance(file, dict) and {key: type(value) for key, value in file.items()} == (
+        FileRecord.__annotations__
+    )
 
 
 def _file_problem(store: Store, file: dict[str, Any]) -> str | None:
@@ -85,7 +134,11 @@ def _file_problem(store: Store, file: dict[str, Any]) -> str | None:
 
 
 def _count_problems(store: Store) -> Iterator[str]:
-    rows = store.sql(load_query("storage", "reconcile").text).to_arrow_table().to_pylist()
+    try:
+        rows = store.table(load_query("storage", "reconcile").text).to_pylist()
+    except QueryError as error:
+        yield f"the tables cannot be read: {error}"
+        return
     for row in rows:
         key = f"run {row.pop('run')}, task {row.pop('task')}, shard {row.pop('shard')}"
         found = ", ".join(f"{name} {value}" for name, value in row.items())

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from ray_app.hub import why_unreachable
 from ray_app.models.gguf import unpack_gguf
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
@@ -159,11 +160,18 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _hub_commit(settings: ModelSettings) -> str:
+    unreachable = why_unreachable()
     try:
         config = transformers.AutoConfig.from_pretrained(
             settings.source, revision=settings.revision
         )
     except (OSError, ValueError, KeyError) as error:
+        if unreachable is not None:
+            raise ModelError(
+                f"model.source {settings.source!r} is no folder or file here and not in the local "
+                f"cache, and the hub cannot be asked for it ({unreachable}): check the id and the "
+                "network, or give a local folder."
+            ) from error
         raise _cannot_load("configuration", settings, error) from error
     return f"hub:{config._commit_hash or settings.revision or 'unknown'}"
 
