@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -46,16 +46,30 @@ class Run:
 
     def stage_spec(self) -> StageSpec:
         """What a worker needs to build the stage that holds the whole model."""
+        return self.stage_specs([range(self.record["model"]["num_layers"])])[0]
+
+    def stage_specs(self, cut: Sequence[range]) -> list[StageSpec]:
+        """What workers need to build the stages of one pipeline.
+
+        Args:
+            cut: the layers of each stage, in order (`PartSizes.cut`).
+        """
         model = self.record["model"]
-        return StageSpec(
-            store=str(self.store.files.root),
-            run=self.id,
-            index=0,
-            model=ModelSettings.model_validate(model["settings"]),
-            fingerprint=model["fingerprint"],
-            sites=tuple(SiteLocation(**site) for site in self.record["sites"]),
-            threads=self.record["threads"],
-        )
+        sites = [SiteLocation(**site) for site in self.record["sites"]]
+        return [
+            StageSpec(
+                store=str(self.store.files.root),
+                run=self.id,
+                index=index,
+                start=layers.start,
+                stop=layers.stop,
+                model=ModelSettings.model_validate(model["settings"]),
+                fingerprint=model["fingerprint"],
+                sites=tuple(site for site in sites if site.layer in layers),
+                threads=self.record["threads"],
+            )
+            for index, layers in enumerate(cut)
+        ]
 
     def remaining(self) -> list[PlannedShard]:
         """Shards without a commit record, in the order of the plan."""
