@@ -188,6 +188,12 @@ class ResourceSettings(_Settings):
         description="CPU threads of each stage; all cores shared out if not given. Fixed when the "
         "run begins, because sums round differently with another number of threads.",
     )
+    reduction: Literal["auto", "eager", "compiled"] = Field(
+        "auto",
+        description="How statistics are reduced: by torch's operators, or by a kernel that "
+        "torch.compile builds; 'auto' compiles for long runs where a C++ compiler is. Fixed when "
+        "the run begins, because the two differ in the last bits.",
+    )
     max_deaths: int = Field(
         10,
         ge=0,

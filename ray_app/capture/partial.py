@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_app.capture.errors import CaptureError
-from ray_app.capture.moments import MomentAccumulator
+from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.models.prediction import Prediction
 from ray_app.models.sites import SiteLocation
@@ -28,6 +28,7 @@ class ShardParts:
         samples: pa.Table,
         sites: Sequence[SiteLocation],
         device: torch.device,
+        reduction: Reduction,
     ) -> None:
         self.shard = shard
         self.samples = samples
@@ -35,7 +36,8 @@ class ShardParts:
         self.next_batch = 0
         self.predictions: list[Prediction] = []
         self.moments = {
-            (site.site, site.layer): MomentAccumulator(site.width, device) for site in sites
+            (site.site, site.layer): make_accumulator(site.width, device, reduction=reduction)
+            for site in sites
         }
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:

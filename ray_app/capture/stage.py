@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.moments import Reduction, can_compile
 from ray_app.capture.partial import ShardParts, SiteKey
 from ray_app.capture.shards import PlannedShard
 from ray_app.models.hooks import read_inputs
@@ -50,6 +51,8 @@ class StageSpec:
     """Sites to capture in this stage; they lie in its layers."""
     threads: int
     """CPU threads; part of what makes results bit-identical."""
+    reduction: Reduction
+    """How statistics are reduced; part of it as well."""
 
 
 def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
@@ -60,11 +63,23 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
         ModelError: if the model cannot be loaded or its sites do not behave.
     """
     model = load_stage_model(spec, device=device)
-    return Stage(model, spec.sites, StoreFiles(spec.store), run=spec.run, index=spec.index)
+    return Stage(
+        model,
+        spec.sites,
+        StoreFiles(spec.store),
+        run=spec.run,
+        index=spec.index,
+        reduction=spec.reduction,
+    )
 
 
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
     """The model of a stage, with its sites confirmed; errors as `build_stage`."""
+    if spec.reduction == "compiled" and not can_compile():
+        raise CaptureError(
+            f"the run {spec.run!r} began with compiled reductions, and this machine has no C++ "
+            "compiler: install g++ here, or begin a run with resources.reduction: eager."
+        )
     torch.set_num_threads(spec.threads)
     files = locate_model(spec.model)
     if files.fingerprint != spec.fingerprint:
@@ -89,6 +104,7 @@ class Stage:
         *,
         run: str,
         index: int = 0,
+        reduction: Reduction = "eager",
     ) -> None:
         self._model = model
         self._sites = sorted(sites, key=lambda site: (site.site, site.layer))
@@ -98,6 +114,7 @@ class Stage:
         self._files = files
         self._run = run
         self._index = index
+        self._reduction = reduction
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -117,7 +134,9 @@ class Stage:
         """
         if index == 0:
             samples = self._files.get_table(shard.samples.path)
-            self._open = ShardParts(shard, samples, self._sites, self._model.device)
+            self._open = ShardParts(
+                shard, samples, self._sites, self._model.device, self._reduction
+            )
         opened = self._opened(shard, index)
         batch = opened.batches[index]
         with torch.inference_mode():

@@ -49,7 +49,14 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
     begun = None if run is None else int(run.record["threads"])
     placement = place(study, model, cluster_nodes(), threads=begun)
     if run is None:
-        run = begin_run(store, study, model, threads=placement.threads, on_task=_say_task)
+        run = begin_run(
+            store,
+            study,
+            model,
+            threads=placement.threads,
+            reduction=study.resources.reduction,
+            on_task=_say_task,
+        )
     remaining = run.remaining()
     _console.print(
         f"run [bold]{run.id}[/]: {len(run.shards) - len(remaining)} of {len(run.shards)} shards "
