@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.moments import Reduction, can_compile
 from ray_app.capture.partial import ShardParts, SiteKey
-from ray_app.capture.shards import PlannedShard
+from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.hooks import read_inputs
 from ray_app.models.loading import load_stage, locate_model
 from ray_app.models.parts import StageModel
@@ -130,7 +130,8 @@ class Stage:
             Hidden states for the next stage, on the CPU; of the last stage, the number of tokens.
 
         Raises:
-            CaptureError: if the batch is not the next one of the open shard.
+            ShardInterruptedError: if the batch is not the next one of the open shard.
+            CaptureError: if memory ran out.
         """
         if index == 0:
             samples = self._files.get_table(shard.samples.path)
@@ -139,15 +140,14 @@ class Stage:
             )
         opened = self._opened(shard, index)
         batch = opened.batches[index]
-        with torch.inference_mode():
-            with read_inputs(self._modules, opened.reader(batch)):
-                output = self._model.run(batch.token_ids, batch.attention_mask, hidden)
-            if self._model.is_last:
-                for row, length in enumerate(batch.lengths.tolist()):
-                    ids = batch.token_ids[row, :length].to(output.device)
-                    opened.predictions.append(score_predictions(output[row, :length], ids))
+        try:
+            result = self._compute(opened, batch, hidden)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(shard, index, batch) from error
         opened.next_batch += 1
-        return batch.num_tokens if self._model.is_last else output.cpu()
+        return result
 
     def close(self, shard: PlannedShard) -> None:
         """End a shard: the next batch may be of another one.
@@ -182,11 +182,39 @@ class Stage:
         self.close(shard)
         return self.write(shard)
 
+    def _compute(self, opened: ShardParts, batch: Batch, hidden: Tensor | None) -> int | Tensor:
+        with torch.inference_mode():
+            with read_inputs(self._modules, opened.reader(batch)):
+                output = self._model.run(batch.token_ids, batch.attention_mask, hidden)
+            if not self._model.is_last:
+                return output.cpu()
+            for row, length in enumerate(batch.lengths.tolist()):
+                ids = batch.token_ids[row, :length].to(output.device)
+                opened.predictions.append(score_predictions(output[row, :length], ids))
+        return batch.num_tokens
+
+    def _out_of_memory(self, shard: PlannedShard, index: int, batch: Batch) -> CaptureError:
+        # A smaller batch would fit, but sums over another shape round differently, and quantised
+        # maps see another range: what a shard holds would depend on who else used the memory.
+        layers = self._model.layers
+        return CaptureError(
+            f"memory ran out in layers {layers.start} to {layers.stop - 1} on "
+            f"{self._model.device}, at batch {index} of shard {shard.shard} of task {shard.task!r} "
+            f"({len(batch.lengths)} samples of at most {batch.token_ids.shape[1]} tokens): raise "
+            "resources.stages and run the same command again, which keeps the committed shards, or "
+            "lower capture.batch_tokens and pass --new-run."
+        )
+
     def _opened(self, shard: PlannedShard, next_batch: int) -> ShardParts:
         opened = self._open
         if opened is None or opened.shard.key != shard.key or opened.next_batch != next_batch:
             raise _interrupted(shard, f"batch {next_batch}")
         return opened
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # torch's allocator for CPUs has no error type of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _interrupted(shard: PlannedShard, place: str) -> ShardInterruptedError:

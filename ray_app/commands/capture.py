@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
+from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
 from ray_app.plan import Costs, ModelFacts, Plan, check_fits, gib, inspect_model, make_plan
@@ -64,7 +65,10 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
     )
     start = time.monotonic()
     specs = run.stage_specs(placement.cut)
-    with ray_workers(specs, placement, max_deaths=study.resources.max_deaths) as workers:
+    with (
+        drive_alone(store.files, run.id),
+        ray_workers(specs, placement, max_deaths=study.resources.max_deaths) as workers,
+    ):
         _console.print(
             f"{placement.replicas} x {len(placement.cut)} stage(s) of "
             f"{run.record['model']['architecture']}, {placement.threads} thread(s) each, loaded in "
