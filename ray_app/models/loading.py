@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_app.models.errors import ModelError
 from ray_app.models.gguf import unpack_gguf
-from ray_app.models.parts import ModelParts, StageModel, find_parts, whole_parts
+from ray_app.models.parts import StageModel, find_parts, whole_parts
 from ray_app.models.sites import empty_model, layer_prefixes
 from ray_app.models.weights import build_model, random_tensors, read_tensors
 from ray_app.places import resolve_path
@@ -145,13 +145,19 @@ def load_stage(
     config = load_config(settings, files)
     skeleton = empty_model(config)
     model_class = type(skeleton)
+    tied = dict(skeleton.all_tied_weights_keys)
     prefixes = layer_prefixes(skeleton, config.get_text_config().num_hidden_layers)
     if layers is None or len(layers) == len(prefixes):
         parts, layers = whole_parts(prefixes, config), range(len(prefixes))
     else:
         parts = find_parts(skeleton, config)
     try:
-        tensors = _tensors(settings, files, config, model_class, parts, layers)
+        if settings.init == "random":
+            tensors: dict[str, Any] = random_tensors(
+                model_class, config, parts, layers, seed=settings.init_seed
+            )
+        else:
+            tensors = _stored_tensors(settings, files, model_class, tied, parts.absent(layers))
         model = build_model(
             model_class, config, parts, layers, tensors, settings=settings, device=device
         )
@@ -160,24 +166,28 @@ def load_stage(
     return StageModel(model.eval().requires_grad_(False), parts, layers)
 
 
-def _tensors(
+def _stored_tensors(
     settings: ModelSettings,
     files: ModelFiles,
-    config: transformers.PreTrainedConfig,
     model_class: type[transformers.PreTrainedModel],
-    parts: ModelParts,
-    layers: range,
+    tied: dict[str, str],
+    absent: list[str],
 ) -> dict[str, Any]:
-    if settings.init == "random":
-        return random_tensors(model_class, config, parts, layers, seed=settings.init_seed)
-    absent = parts.absent(layers)
     prefix = model_class.base_model_prefix
 
     def wanted(name: str) -> bool:
         # Checkpoints saved from the bare model leave its prefix out.
-        return not any(_lies_in(n, part) for n in (name, f"{prefix}.{name}") for part in absent)
+        names = (name, f"{prefix}.{name}")
+        return name in tied or not any(_lies_in(n, module) for n in names for module in absent)
 
-    return read_tensors(files.name, settings.revision, wanted)
+    tensors = read_tensors(files.name, settings.revision, wanted)
+    for target, source in tied.items():
+        stored = tensors.pop(target, None)
+        # Of weights that are tied, a checkpoint may hold either name.
+        here = not any(_lies_in(source, module) for module in absent)
+        if stored is not None and here and source not in tensors:
+            tensors[source] = stored
+    return tensors
 
 
 def _lies_in(tensor: str, module: str) -> bool:

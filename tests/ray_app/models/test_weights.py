@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from ray_app.models.errors import ModelError
 from ray_app.models.loading import ModelFiles, load_stage
@@ -60,6 +61,18 @@ def test_checkpoints_of_the_bare_model_lack_its_prefix_and_load_all_the_same(
     assert "h.0.ln_1.weight" in read_tensors(str(tmp_path / "bare"), None, lambda name: True)
     for layers in (range(2), range(2, 4), range(4, 6)):
         assert equal_weights(load(tmp_path / "bare", layers), load(folder, layers))
+
+
+def test_either_name_of_a_tied_weight_is_enough(
+    tmp_path: Path, deep_model_folder: Callable[[str], Path]
+) -> None:
+    folder = deep_model_folder("llama-tied")
+    shutil.copytree(folder, tmp_path / "head")
+    tensors = load_file(tmp_path / "head" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "head" / "model.safetensors", {"format": "pt"})
+    for layers in (range(2), range(2, 4), range(4, 6), range(6)):
+        assert equal_weights(load(tmp_path / "head", layers), load(folder, layers))
 
 
 def test_pickled_checkpoints_are_read(
