@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 _PROCESS_BYTES = 1000 << 20
-"""Resident memory of a Python process that has imported Ray, torch, transformers, bitsandbytes and a
-model's code (measured: 920 MiB), and what loading takes beside the weights."""
+"""Resident memory of a Python process that has imported Ray, torch, transformers, bitsandbytes and
+a model's code (measured: 920 MiB), and what loading takes beside the weights."""
 _STATS_BYTES = 2 * 9 * 8 + 2 * 100
 """Of each neuron: running statistics of the shard that is computed and of the one that is written,
 and the latter's rows as a table and as Parquet."""

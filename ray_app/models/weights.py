@@ -40,7 +40,7 @@ def read_tensors(name: str, revision: str | None, wanted: Callable[[str], bool])
     found: dict[str, Any] = {}
     for path, names in _checkpoint_files(name, revision, wanted).items():
         if path.suffix == ".safetensors":
-            # Mapped files would count as memory of the process, next to the tensors copied from them.
+            # A mapped file would count as memory of the process, beside the tensors copied from it.
             file: Any = safe_open(path, framework="pt", backend="pread")
             there = file.keys() if names is None else names
             found |= {key: file.get_slice(key) for key in there if wanted(key)}

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from ray_app.plan import inspect_model
 from ray_app.progress import NoProgress
 from ray_app.run import Run, begin_run
 from ray_app.study import load_study
-from storage import create_store, layout
+from storage import create_store, layout, open_store, verify_store
 
 pytestmark = pytest.mark.ray
 
@@ -117,3 +119,31 @@ def test_more_gpus_than_the_cluster_has_are_refused(cluster: None, write_study: 
         r"has 6 CPU\(s\) and 0 GPU\(s\) on 1 machine",
     ):
         place(study, inspect_model(study), cluster_nodes())
+
+
+def run_capture(study: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    program = "from ray_app.cli import main; main()"
+    command = [sys.executable, "-c", program, "capture", str(study), "--store", str(store)]
+    return subprocess.run([*command, *options], check=False, capture_output=True, text=True)
+
+
+def test_the_command_captures_in_stages_and_resumes(
+    tmp_path: Path, write_study: Callable[..., Path]
+) -> None:
+    study = write_study(resources={"stages": 2, "cpus_per_stage": 1, "reduction": "eager"})
+    first = run_capture(study, tmp_path / "store")
+    assert first.returncode == 0, first.stderr
+    assert "1 x 2 stage(s) of LlamaForCausalLM, 1 thread(s) each, loaded in" in first.stderr
+    store = open_store(tmp_path / "store")
+    assert verify_store(store).problems == []
+    commit = store.files.list("runs/*/commits/*/*.json")[0]
+    before = store.files.local(commit).read_bytes()
+    store.files.local(commit).unlink()
+    # Another number of stages goes on with the same run; only its parts are other files.
+    second = run_capture(study, tmp_path / "store", "--set", "resources.stages=1")
+    assert second.returncode == 0, second.stderr
+    assert verify_store(store).problems == []
+    store.files.local(commit).unlink()
+    third = run_capture(study, tmp_path / "store")
+    assert third.returncode == 0, third.stderr
+    assert store.files.local(commit).read_bytes() == before

