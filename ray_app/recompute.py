@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ray_app.capture.stage import CaptureError, load_stage_model
 from ray_app.models.hooks import read_inputs
+from ray_app.models.parts import StageModel
 from ray_app.models.prediction import score_predictions
 from ray_app.run import load_run
 from storage import Store
@@ -65,7 +66,7 @@ def recompute_samples(
         raise CaptureError(f"run {run!r} has no committed shards yet: capture first.")
     spec = load_run(store, run).stage_spec()
     model = load_stage_model(spec)
-    modules = {(s.site, s.layer): model.get_submodule(s.module) for s in spec.sites}
+    modules = {(s.site, s.layer): model.model.get_submodule(s.module) for s in spec.sites}
     tolerance = _TOLERANCES[spec.model.dtype]
     report = RecomputeReport()
     for sample in samples:
@@ -99,7 +100,7 @@ def _extrema(store: Store, run: str, sample: dict[str, Any]) -> Extrema:
 
 
 def _compute(
-    model: nn.Module,
+    model: StageModel,
     modules: dict[tuple[str, int], nn.Module],
     sample: dict[str, Any],
     extrema: Extrema,
@@ -117,6 +118,6 @@ def _compute(
             excesses.append(float(outside.max()))
 
     with torch.inference_mode(), read_inputs(modules, compare):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        logits = model.run(ids[None], None, None)[0]
         prediction = score_predictions(logits, ids)
     return prediction.loss, prediction.top1, float(np.max(excesses))

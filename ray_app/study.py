@@ -53,6 +53,10 @@ class ModelSettings(_Settings):
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="Attention implementation of transformers; part of the run's identity."
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="8-bit or 4-bit linear maps by bitsandbytes; the output head keeps its dtype.",
+    )
     site_modules: dict[Site, str] = Field(
         default_factory=dict,
         description="Output projections named by hand, for models whose structure is not "
@@ -173,9 +177,30 @@ class CaptureSettings(_Settings):
 class ResourceSettings(_Settings):
     """Machines. Nothing here changes which numbers are computed or how they are grouped."""
 
-    replicas: int = Field(1, ge=1, description="Copies of the model that work in parallel.")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads of each replica; all cores divided by replicas."
+    stages: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Parts that the model's layers are cut into, each in an actor of its own; "
+        "'auto' takes the fewest that fit the cluster's memory.",
+    )
+    replicas: int = Field(1, ge=1, description="Copies of the whole model that work in parallel.")
+    gpus_per_stage: int = Field(0, ge=0, description="GPUs of each stage; 0 computes on CPUs.")
+    cpus_per_stage: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each stage; all cores shared out if not given. Fixed when the "
+        "run begins, because sums round differently with another number of threads.",
+    )
+    reduction: Literal["auto", "eager", "compiled"] = Field(
+        "auto",
+        description="How statistics are reduced: by torch's operators, or by a kernel that "
+        "torch.compile builds; 'auto' compiles for long runs where a C++ compiler is. Fixed when "
+        "the run begins, because the two differ in the last bits.",
+    )
+    max_deaths: int = Field(
+        10,
+        ge=0,
+        description="Deaths of workers in a row, without a shard finished in between, that are "
+        "borne before the capture stops.",
     )
 
 
