@@ -1,12 +1,8 @@
 """The plan of a run: which samples form which shard, what it will cost, and whether it fits."""
 
 import importlib.metadata
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -74,8 +70,8 @@ class Costs:
     """Resident memory of one replica, estimated."""
     replicas: int
     """Number of replicas."""
-    free_disk: int
-    """Free bytes where the store is or will be."""
+    free_disk: int | None
+    """Free bytes where the store is or will be; None on an object store, which has no bound."""
     available_memory: int
     """Memory that this machine can give now."""
 
@@ -93,8 +89,12 @@ class Plan:
     shards: list[PlannedShard] = field(default_factory=list)
     """All shards, task by task."""
 
-    def costs(self, store: Path) -> Costs:
-        """Estimate what the plan takes, and what there is of it."""
+    def costs(self, free_bytes: int | None) -> Costs:
+        """Estimate what the plan takes, and what there is of it.
+
+        Args:
+            free_bytes: what the store can still hold; None if it has no bound.
+        """
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         stats_rows = len(self.shards) * self.model.num_neurons
         return Costs(
@@ -102,7 +102,7 @@ class Plan:
             num_bytes=stats_rows * _STATS_ROW_BYTES + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES),
             actor_bytes=_actor_bytes(self.study, self.model),
             replicas=self.study.resources.replicas,
-            free_disk=shutil.disk_usage(_existing_parent(store)).free,
+            free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
         )
 
@@ -180,7 +180,7 @@ def check_fits(costs: Costs) -> None:
     Raises:
         PlanError: if the disk or the memory is too small.
     """
-    if costs.num_bytes > costs.free_disk:
+    if costs.free_disk is not None and costs.num_bytes > costs.free_disk:
         raise PlanError(
             f"the run needs about {gib(costs.num_bytes)} on disk, and {gib(costs.free_disk)} are "
             "free where the store is: choose another store, or lower capture.tokens or the number "
@@ -271,15 +271,3 @@ def _actor_bytes(study: Study, model: ModelFacts) -> int:
     hidden = rows * (8 * model.hidden + 4 * widest) * itemsize
     moments = model.num_neurons * 9 * 8
     return _PROCESS_BYTES + weights + logits + hidden + moments
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def planning_folder() -> str:
-    """A folder of the store in which a plan is written before its run has an id."""
-    return f"planning-{os.getpid()}-{uuid.uuid4().hex[:8]}"

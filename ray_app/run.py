@@ -1,10 +1,10 @@
 """Beginning a run and finding it again: the chosen inputs go into the store before any work."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +18,14 @@ from ray_app.plan import (
     check_fits,
     identity_of,
     make_plan,
-    planning_folder,
 )
 from ray_app.study import ModelSettings, Study
-from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, layout
+from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, StoreFiles, layout
 from storage.files import canonical_json
 
 __all__ = ["Run", "StudyChangedError", "begin_run", "find_run", "load_run"]
+
+_RECORD_NAME = PurePosixPath(layout.run_path("")).name
 
 
 class StudyChangedError(ActlakeError):
@@ -48,7 +49,7 @@ class Run:
         """What a worker needs to build the stage that holds the whole model."""
         model = self.record["model"]
         return StageSpec(
-            store=str(self.store.files.root),
+            store=self.store.files.root,
             run=self.id,
             index=0,
             model=ModelSettings.model_validate(model["settings"]),
@@ -110,34 +111,31 @@ def begin_run(
 ) -> Run:
     """Plan a run and write its inputs and its record.
 
-    Inputs are written into a folder of their own, which is renamed to the run's folder once its
-    record is in it: a run either has all its inputs or does not exist.
+    The run's id is a digest of its inputs, so they are written to a staging place first and get
+    their names once all are there, the record last: a run either has all its inputs or does not
+    exist.
 
     Raises:
         StudyError: if a task yields nothing.
         PlanError: if the run does not fit this machine.
         StoreError: if the store cannot be written.
     """
-    folder = planning_folder()
-    try:
-        plan = make_plan(study, model, write=_writer(store, folder), on_task=on_task)
-        check_fits(plan.costs(store.files.root))
+    with store.files.staging() as staged:
+        plan = make_plan(study, model, write=_writer(staged), on_task=on_task)
+        check_fits(plan.costs(store.files.free_bytes()))
         identity = identity_of(study, model)
         inputs = [shard.samples.sha256 for shard in plan.shards]
         digest = hashlib.sha256(canonical_json([identity, inputs])).hexdigest()
         run = f"{study.name}-{digest[:8]}"
-        record = _record(plan, run, identity, threads)
-        store.files.put_json(f"{folder}/run.json", record)
-        store.files.rename_folder(folder, layout.run_folder(run))
-    finally:
-        shutil.rmtree(store.files.local(folder), ignore_errors=True)
+        staged.put_json(_RECORD_NAME, _record(plan, run, identity, threads))
+        store.files.publish(staged, layout.run_folder(run), last=_RECORD_NAME)
     return load_run(store, run)
 
 
-def _writer(store: Store, folder: str) -> Callable[[str, int, pa.Table], FileRecord]:
+def _writer(staged: StoreFiles) -> Callable[[str, int, pa.Table], FileRecord]:
     def write(task: str, shard: int, table: pa.Table) -> FileRecord:
         inside = layout.samples_path("", task, shard).removeprefix(layout.run_folder("") + "/")
-        return store.files.put_table(f"{folder}/{inside}", "samples", table)
+        return staged.put_table(inside, "samples", table)
 
     return write
 

@@ -27,6 +27,7 @@ __all__ = [
     "render",
     "run_query",
     "view_statements",
+    "views_script",
 ]
 
 VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
@@ -81,6 +82,16 @@ _RECORDS = {
     ),
 }
 
+_REMOTE_CLIENT = """\
+-- The store is in an object store: a client must be able to read its URL and list below it. For S3,
+-- run these once in each session (the extensions are downloaded), then the statements below:
+--     install httpfs; load httpfs; install aws; load aws;
+--     create secret (type s3, provider credential_chain);
+-- A server other than Amazon's also needs endpoint 'host:port', url_style 'path' and, without TLS,
+-- use_ssl false in that secret. Python clients can pass an fsspec filesystem to
+-- connection.register_filesystem instead and need no extension.
+"""
+
 _DUCKDB_TYPES = {
     pa.bool_(): "boolean",
     pa.int16(): "smallint",
@@ -106,6 +117,9 @@ def connect(
         memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
+    if files.filesystem is not None:
+        # DuckDB's own reader of object stores is an extension that has to be downloaded.
+        connection.register_filesystem(files.filesystem)
     for statement in view_statements(files):
         connection.execute(statement)
     return connection
@@ -175,10 +189,18 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
         raise QueryError(str(error)) from error
 
 
+def views_script(files: StoreFiles) -> str:
+    """A SQL script that defines all views, with a header that says what a client needs for it."""
+    header = f"-- DuckDB views of the store {files.root}\n"
+    if files.filesystem is not None:
+        header += _REMOTE_CLIENT
+    return "\n".join([header, *view_statements(files)])
+
+
 def view_statements(files: StoreFiles) -> list[str]:
     """``create view`` statements for every view, in an order in which they can be run."""
     sources = {name: _record_source(files, name) for name in _RECORDS}
-    sources["root"] = quote(files.root.as_posix())
+    sources["root"] = quote(files.root)
     statements = []
     for name in VIEWS:
         if name in TABLES:
@@ -196,10 +218,10 @@ def view_statements(files: StoreFiles) -> list[str]:
 
 def _record_source(files: StoreFiles, name: str) -> str:
     pattern, columns = _RECORDS[name]
-    if not files.list(pattern):
+    if next(files.glob(pattern), None) is None:
         return _empty(columns)
     typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
-    path = quote(f"{files.root.as_posix()}/{pattern}")
+    path = quote(f"{files.root}/{pattern}")
     return f"read_json({path}, columns = {{{typed}}})"
 
 
@@ -209,11 +231,11 @@ def _table_source(files: StoreFiles, table: Table) -> str:
         if table.owner == "run"
         else f"analyses/*/{table.name}.parquet"
     )
-    if next(files.root.glob(pattern), None) is None:
+    if next(files.glob(pattern), None) is None:
         columns = {field.name: _DUCKDB_TYPES[field.type] for field in table.schema}
         partitions = dict.fromkeys(table.partitions, "varchar")
         return _empty(columns | partitions | {"filename": "varchar"})
-    path = quote(f"{files.root.as_posix()}/{pattern}")
+    path = quote(f"{files.root}/{pattern}")
     types = ", ".join(f"{key}: varchar" for key in table.partitions)
     return f"read_parquet({path}, hive_partitioning = true, hive_types = {{{types}}})"
 
