@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PATH = click.Path(path_type=Path)
 _STUDY = click.argument("study", type=_PATH)
-_STORE = click.argument("store", type=_PATH)
+_STORE = click.argument("store")
 _RUN = click.option("--run", help="Id of the run; not needed if the store has one run.")
 
 
@@ -49,9 +49,9 @@ def cli() -> None:
 
 @cli.command()
 @_STUDY
-@click.option("--store", type=_PATH, default=Path(), help="Where the store will be.")
+@click.option("--store", default=".", help="Folder or URL (s3://bucket/prefix) of the store to be.")
 @_study_options
-def plan(study: Path, store: Path, overrides: tuple[str, ...], tokens: int | None) -> None:
+def plan(study: Path, store: str, overrides: tuple[str, ...], tokens: int | None) -> None:
     """Show what capturing STUDY would read, write and cost, and whether it fits."""
     from ray_app.commands import capture
 
@@ -60,11 +60,11 @@ def plan(study: Path, store: Path, overrides: tuple[str, ...], tokens: int | Non
 
 @cli.command()
 @_STUDY
-@click.option("--store", required=True, type=_PATH, help="Folder of the store.")
+@click.option("--store", required=True, help="Folder or URL (s3://bucket/prefix) of the store.")
 @_study_options
 @click.option("--new-run", is_flag=True, help="Capture beside a run of an earlier form of STUDY.")
 def capture(
-    study: Path, store: Path, overrides: tuple[str, ...], tokens: int | None, *, new_run: bool
+    study: Path, store: str, overrides: tuple[str, ...], tokens: int | None, *, new_run: bool
 ) -> None:
     """Run the model of STUDY over its tasks into the store; resumes where it was stopped."""
     from ray_app.commands import capture
@@ -85,7 +85,7 @@ def capture(
 )
 @click.option("--output", type=_PATH, help="File to write to instead of standard output.")
 @click.option("--max-rows", type=click.IntRange(min=1), default=40, help="Most rows of a table.")
-def sql(store: Path, query: str, result_format: str, output: Path | None, max_rows: int) -> None:
+def sql(store: str, query: str, result_format: str, output: Path | None, max_rows: int) -> None:
     """Ask the STORE one SQL QUERY ('-' reads it from standard input)."""
     from ray_app.commands import query as commands
 
@@ -95,7 +95,7 @@ def sql(store: Path, query: str, result_format: str, output: Path | None, max_ro
 
 @cli.command()
 @_STORE
-def views(store: Path) -> None:
+def views(store: str) -> None:
     """Print the view definitions, with which any DuckDB client can use the STORE alone."""
     from ray_app.commands import query
 
@@ -104,7 +104,7 @@ def views(store: Path) -> None:
 
 @cli.command()
 @_STORE
-def status(store: Path) -> None:
+def status(store: str) -> None:
     """Show the runs, tasks and analyses of the STORE and how far they are."""
     from ray_app.commands import query
 
@@ -120,7 +120,7 @@ def status(store: Path) -> None:
     help="Also compute N samples again, one by one, and compare.",
 )
 @_RUN
-def verify(store: Path, recompute: int | None, run: str | None) -> None:
+def verify(store: str, recompute: int | None, run: str | None) -> None:
     """Check every committed file of the STORE against its checksum, and counts with each other."""
     from ray_app.commands import query
 

@@ -2,11 +2,8 @@
 
 import importlib.metadata
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -51,8 +48,8 @@ class Costs:
     """Memory of each stage of one replica, estimated."""
     replicas: int
     """Number of replicas."""
-    free_disk: int
-    """Free bytes where the store is or will be."""
+    free_disk: int | None
+    """Free bytes where the store is or will be; None on an object store, which has no bound."""
     available_memory: int
     """Memory that this machine can give now."""
 
@@ -75,8 +72,12 @@ class Plan:
     shards: list[PlannedShard] = field(default_factory=list)
     """All shards, task by task."""
 
-    def costs(self, store: Path) -> Costs:
-        """Estimate what the plan takes, and what there is of it."""
+    def costs(self, free_bytes: int | None) -> Costs:
+        """Estimate what the plan takes, and what there is of it.
+
+        Args:
+            free_bytes: what the store can still hold; None if it has no bound.
+        """
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         stats_rows = len(self.shards) * self.model.num_neurons
         cut = stage_ranges(self.study, self.model, local_nodes())
@@ -85,7 +86,7 @@ class Plan:
             num_bytes=stats_rows * _STATS_ROW_BYTES + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES),
             stage_bytes=tuple(stage_bytes(self.study, self.model, n) for n in cut),
             replicas=self.study.resources.replicas,
-            free_disk=shutil.disk_usage(_existing_parent(store)).free,
+            free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
         )
 
@@ -135,7 +136,7 @@ def check_fits(costs: Costs) -> None:
     Raises:
         PlanError: if the disk or the memory is too small.
     """
-    if costs.num_bytes > costs.free_disk:
+    if costs.free_disk is not None and costs.num_bytes > costs.free_disk:
         raise PlanError(
             f"the run needs about {gib(costs.num_bytes)} on disk, and {gib(costs.free_disk)} are "
             "free where the store is: choose another store, or lower capture.tokens or the number "
@@ -197,15 +198,3 @@ def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:
         f"tasks.{name} has no tokens {why}({draw.num_documents} documents were read, "
         f"{draw.num_empty} of them empty): correct its source{' or filter' if task.filter else ''}."
     )
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def planning_folder() -> str:
-    """A folder of the store in which a plan is written before its run has an id."""
-    return f"planning-{os.getpid()}-{uuid.uuid4().hex[:8]}"

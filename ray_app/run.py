@@ -1,10 +1,10 @@
 """Beginning a run and finding it again: the chosen inputs go into the store before any work."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,16 +19,17 @@ from ray_app.plan import (
     check_fits,
     identity_of,
     make_plan,
-    planning_folder,
 )
 from ray_app.study import ModelSettings, Study
-from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, layout
+from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, StoreFiles, layout
 from storage.files import canonical_json
 
 __all__ = ["Run", "StudyChangedError", "begin_run", "find_run", "load_run"]
 
 _VALUES_WORTH_COMPILING = 10**10
 """A kernel saves 1.4 ns of each activation and takes up to 15 s to compile on a new machine."""
+
+_RECORD_NAME = PurePosixPath(layout.run_path("")).name
 
 
 class StudyChangedError(ActlakeError):
@@ -62,7 +63,7 @@ class Run:
         sites = [SiteLocation(**site) for site in self.record["sites"]]
         return [
             StageSpec(
-                store=str(self.store.files.root),
+                store=self.store.files.root,
                 run=self.id,
                 index=index,
                 start=layers.start,
@@ -130,8 +131,9 @@ def begin_run(
 ) -> Run:
     """Plan a run and write its inputs and its record.
 
-    Inputs are written into a folder of their own, which is renamed to the run's folder once its
-    record is in it: a run either has all its inputs or does not exist.
+    The run's id is a digest of its inputs, so they are written to a staging place first and get
+    their names once all are there, the record last: a run either has all its inputs or does not
+    exist.
 
     Args:
         store: the store.
@@ -146,10 +148,9 @@ def begin_run(
         PlanError: if the run does not fit this machine.
         StoreError: if the store cannot be written.
     """
-    folder = planning_folder()
-    try:
-        plan = make_plan(study, model, write=_writer(store, folder), on_task=on_task)
-        check_fits(plan.costs(store.files.root))
+    with store.files.staging() as staged:
+        plan = make_plan(study, model, write=_writer(staged), on_task=on_task)
+        check_fits(plan.costs(store.files.free_bytes()))
         identity = identity_of(study, model)
         inputs = [shard.samples.sha256 for shard in plan.shards]
         digest = hashlib.sha256(canonical_json([identity, inputs])).hexdigest()
@@ -157,10 +158,8 @@ def begin_run(
         if reduction == "auto":
             reduction = choose_reduction(plan)
         record = _record(plan, run, identity) | {"threads": threads, "reduction": reduction}
-        store.files.put_json(f"{folder}/run.json", record)
-        store.files.rename_folder(folder, layout.run_folder(run))
-    finally:
-        shutil.rmtree(store.files.local(folder), ignore_errors=True)
+        staged.put_json(_RECORD_NAME, record)
+        store.files.publish(staged, layout.run_folder(run), last=_RECORD_NAME)
     return load_run(store, run)
 
 
@@ -170,10 +169,10 @@ def choose_reduction(plan: Plan) -> Reduction:
     return "compiled" if values >= _VALUES_WORTH_COMPILING and can_compile() else "eager"
 
 
-def _writer(store: Store, folder: str) -> Callable[[str, int, pa.Table], FileRecord]:
+def _writer(staged: StoreFiles) -> Callable[[str, int, pa.Table], FileRecord]:
     def write(task: str, shard: int, table: pa.Table) -> FileRecord:
         inside = layout.samples_path("", task, shard).removeprefix(layout.run_folder("") + "/")
-        return store.files.put_table(f"{folder}/{inside}", "samples", table)
+        return staged.put_table(inside, "samples", table)
 
     return write
 

@@ -32,6 +32,7 @@ __all__ = [
     "render",
     "run_query",
     "view_statements",
+    "views_script",
 ]
 
 VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
@@ -89,6 +90,16 @@ _RECORDS = {
     ),
 }
 
+_REMOTE_CLIENT = """\
+-- The store is in an object store: a client must be able to read its URL and list below it. For S3,
+-- run these once in each session (the extensions are downloaded), then the statements below:
+--     install httpfs; load httpfs; install aws; load aws;
+--     create secret (type s3, provider credential_chain);
+-- A server other than Amazon's also needs endpoint 'host:port', url_style 'path' and, without TLS,
+-- use_ssl false in that secret. Python clients can pass an fsspec filesystem to
+-- connection.register_filesystem instead and need no extension.
+"""
+
 _DUCKDB_TYPES = {
     pa.bool_(): "boolean",
     pa.int16(): "smallint",
@@ -117,6 +128,9 @@ def connect(
         QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
+    if files.filesystem is not None:
+        # DuckDB's own reader of object stores is an extension that has to be downloaded.
+        connection.register_filesystem(files.filesystem)
     define_views(connection, view_statements(files))
     return connection
 
@@ -240,10 +254,18 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
         raise QueryError(str(error)) from error
 
 
+def views_script(files: StoreFiles) -> str:
+    """A SQL script that defines all views, with a header that says what a client needs for it."""
+    header = f"-- DuckDB views of the store {files.root}\n"
+    if files.filesystem is not None:
+        header += _REMOTE_CLIENT
+    return "\n".join([header, *view_statements(files)])
+
+
 def view_statements(files: StoreFiles) -> list[str]:
     """``create view`` statements for every view, in an order in which they can be run."""
     sources = {name: _record_source(files, name) for name in _RECORDS}
-    sources["root"] = quote(files.root.as_posix())
+    sources["root"] = quote(files.root)
     statements = []
     for name in VIEWS:
         if name in TABLES:
@@ -270,7 +292,7 @@ def _record_source(files: StoreFiles, name: str) -> str:
         # A run's record lists all its shards; DuckDB refuses JSON that is larger than it was told.
         largest = max(map(files.size, paths))
         options += f", maximum_object_size = {max(largest, _USUAL_JSON_BYTES)}"
-    path = quote(f"{files.root.as_posix()}/{pattern}")
+    path = quote(f"{files.root}/{pattern}")
     return f"read_json({path}, {options})"
 
 
@@ -280,11 +302,11 @@ def _table_source(files: StoreFiles, table: Table) -> str:
         if table.owner == "run"
         else f"analyses/*/{table.name}.parquet"
     )
-    if next(files.root.glob(pattern), None) is None:
+    if next(files.glob(pattern), None) is None:
         columns = {field.name: _DUCKDB_TYPES[field.type] for field in table.schema}
         partitions = dict.fromkeys(table.partitions, "varchar")
         return _empty(columns | partitions | {"filename": "varchar"})
-    path = quote(f"{files.root.as_posix()}/{pattern}")
+    path = quote(f"{files.root}/{pattern}")
     types = ", ".join(f"{key}: varchar" for key in table.partitions)
     return f"read_parquet({path}, hive_partitioning = true, hive_types = {{{types}}})"
 

@@ -1,23 +1,30 @@
-"""Reading and writing the bytes of a store: whole files, atomically, with checksums."""
+"""Reading and writing the bytes of a store: whole files, atomically, with checksums.
+
+`StoreFiles` is the one place that knows folders of this machine from object stores.
+"""
 
 import hashlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedFileError, StoreError
+from storage.local import LocalFolder
+from storage.objects import ObjectStore
 from storage.schema import TABLES
 
 __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _ROW_GROUP_ROWS = 1 << 17
 """Large enough to compress well, small enough that a filter on layer skips most of a big part."""
@@ -51,92 +58,94 @@ def canonical_json(value: Any) -> bytes:
 
 
 class StoreFiles:
-    """The files below a store's root folder.
+    """The files below a store's root: a folder, or a URL such as ``s3://bucket/prefix``.
 
-    Every file is written under a temporary name beside its target, synced, and renamed: a reader
-    sees the old content, the new content or nothing, whatever is killed and when.
+    Every file appears whole: a reader sees the old content, the new content or nothing, whatever
+    is killed and when. Paths inside the store use forward slashes.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Nothing is read or made yet.
+
+        Raises:
+            StoreError: if the path or URL cannot be one of a store, or its driver is missing.
+        """
         text = os.fspath(root)
-        if "://" in text:
-            raise StoreError(
-                f"store must be a local folder or a mounted one, found the URL {text!r}: "
-                "mount the bucket, or capture to a folder and copy it."
-            )
         if any(character in text for character in "*?[\\"):
             raise StoreError(
                 "store path must not contain '*', '?', '[' or a backslash because SQL engines read "
                 f"them as patterns, found {text!r}: rename the folder."
             )
-        # Resolved, because the names that SQL engines report for files must equal root + path.
-        self.root = Path(text).expanduser().resolve()
-        if _PARTITION.search(self.root.as_posix()):
+        text = text.removeprefix("file://")
+        self._backend = ObjectStore(text) if "://" in text else LocalFolder(text)
+        if _PARTITION.search(self.root):
             raise StoreError(
                 "store path must not lie below a folder named run=..., task=... or analysis=... "
-                f"because readers take it for a partition, found {str(self.root)!r}: choose "
+                f"because readers take it for a partition, found {self.root!r}: choose "
                 "another folder."
             )
 
+    @property
+    def root(self) -> str:
+        """Absolute path of the folder, or the URL; what workers are given to open the store."""
+        return self._backend.root
+
+    @property
+    def filesystem(self) -> Any | None:
+        """The fsspec filesystem of an object store, for SQL engines; None for a folder."""
+        return self._backend.filesystem
+
     def local(self, path: str) -> Path:
-        """Absolute path of a file given by its path inside the store."""
-        return self.root / PurePosixPath(path)
+        """Absolute path of a file given by its path inside the store.
+
+        Raises:
+            StoreError: if the store is not a folder.
+        """
+        return self._backend.local(path)
+
+    def prepare(self) -> None:
+        """Make the folder, or check that the bucket can be reached.
+
+        Raises:
+            StoreError: if the store cannot be written to.
+        """
+        self._backend.prepare()
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be written; None if the store has no bound."""
+        return self._backend.free_bytes()
 
     def exists(self, path: str) -> bool:
-        """Whether the file is there."""
-        return self.local(path).exists()
+        """Whether there is such a file, or a folder with something in it."""
+        return self._backend.exists(path)
 
     def size(self, path: str) -> int:
         """Size of a file in bytes; FileNotFoundError if it is missing."""
-        return self.local(path).stat().st_size
+        return self._backend.size(path)
 
     def put(self, path: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it appears at once.
 
         Raises:
-            StoreError: if the operating system refuses (no space, no permission, ...).
+            StoreError: if it cannot be written (no space, no permission, connection lost, ...).
         """
-        with self._replacing(path) as file:
-            file.write(data)
+        self._backend.put(path, data)
 
     @contextmanager
-    def _replacing(self, path: str) -> Iterator[BinaryIO]:
-        """A new file that takes the place of `path` when the block ends well."""
-        target = self.local(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-                _sync_folder(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {target}: {error.strerror or error}. Free or grant the space or "
-                "permission, then run the same command again: committed work is kept."
-            ) from error
+    def staging(self) -> Iterator["StoreFiles"]:
+        """A temporary place for files that `publish` gives their names, once those are known."""
+        with self._backend.staging_folder() as folder:
+            yield StoreFiles(folder)
 
-    def rename_folder(self, path: str, target: str) -> None:
-        """Give a folder its final name, at once; an existing target is left as it is.
+    def publish(self, staged: "StoreFiles", target: str, *, last: str) -> None:
+        """Give all files of a staging place their names below the folder `target`.
+
+        Whoever sees the file `last` sees all others too. If it is there already, nothing is done.
 
         Raises:
-            StoreError: if the operating system refuses.
+            StoreError: if they cannot be written.
         """
-        if self.exists(target):
-            return
-        try:
-            self.local(target).parent.mkdir(parents=True, exist_ok=True)
-            self.local(path).rename(self.local(target))
-            _sync_folder(self.local(target).parent)
-        except OSError as error:
-            raise StoreError(
-                f"cannot rename {self.local(path)} to {self.local(target)}: {error.strerror}."
-            ) from error
+        self._backend.publish(staged.root, target, last)
 
     def put_json(self, path: str, value: Any) -> None:
         """Write a JSON file (canonical form)."""
@@ -173,13 +182,16 @@ class StoreFiles:
             StoreError: as `put`.
         """
         schema, rows = TABLES[name].schema, 0
-        with self._replacing(path) as file, _parquet_writer(file, schema) as writer:
-            for batch in batches:
-                table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-                writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
-                rows += table.num_rows
-        size = self.local(path).stat().st_size
-        return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=self.sha256(path))
+        with self._backend.writing(path) as temporary:
+            with _parquet_writer(str(temporary), schema) as writer:
+                for batch in batches:
+                    table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+                    writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                    rows += table.num_rows
+            size = temporary.stat().st_size
+            with temporary.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=digest)
 
     def get_json(self, path: str) -> Any:
         """Read a JSON file.
@@ -188,9 +200,9 @@ class StoreFiles:
             DamagedFileError: if the file is missing or is not JSON.
         """
         try:
-            return json.loads(self.local(path).read_bytes())
+            return json.loads(self._backend.read(path))
         except (OSError, ValueError) as error:
-            raise DamagedFileError(f"cannot read {self.local(path)}: {error}.") from error
+            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
 
     def get_table(self, path: str) -> pa.Table:
         """Read one Parquet file, without its partition columns.
@@ -199,18 +211,41 @@ class StoreFiles:
             DamagedFileError: if the file is missing or is not Parquet.
         """
         try:
-            return pq.ParquetFile(self.local(path)).read()
+            return pq.ParquetFile(pa.BufferReader(self._backend.read(path))).read()
         except (OSError, pa.ArrowException) as error:
-            raise DamagedFileError(f"cannot read {self.local(path)}: {error}.") from error
+            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
+
+    def num_rows(self, path: str) -> int:
+        """Number of rows of a Parquet file, from its footer.
+
+        Raises:
+            DamagedFileError: if the file is missing or is not Parquet.
+        """
+        try:
+            return self._backend.using(path, _num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file's content, in hexadecimal."""
-        with self.local(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return self._backend.sha256(path)
+
+    def glob(self, pattern: str) -> Iterator[str]:
+        """Paths inside the store that match a glob pattern, in any order, as they are found."""
+        return self._backend.glob(pattern)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """What `function` makes of each item, in order; several at a time if that is faster.
+
+        Args:
+            function: reads or writes files of this store; runs in threads on an object store.
+            items: taken as results are asked for, so there may be any number of them.
+        """
+        return self._backend.map(function, items)
 
     def list(self, pattern: str) -> list[str]:
         """Paths inside the store that match a glob pattern, sorted."""
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
+        return sorted(self._backend.glob(pattern))
 
 
 def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -224,10 +259,5 @@ def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once the folder that holds the name is on disk as well.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _num_rows(file: BinaryIO) -> int:
+    return int(pq.ParquetFile(file).metadata.num_rows)

@@ -87,7 +87,7 @@ class Store:
         """SQL that defines all views, for any DuckDB client."""
         from storage import catalog
 
-        return "\n".join(catalog.view_statements(self.files))
+        return catalog.views_script(self.files)
 
     def runs(self) -> list[str]:
         """Ids of the runs, sorted."""
@@ -159,7 +159,7 @@ class Store:
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Open a store for reading.
+    """Open a store for reading: a folder, or a URL such as ``s3://bucket/prefix``.
 
         >>> from storage import open_store
         >>> open_store("demo-store").sql("select * from runs").df()  # doctest: +SKIP
@@ -168,15 +168,10 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         StoreError: if there is no store at `path`.
     """
     files = StoreFiles(path)
-    if not files.root.is_dir():
-        raise StoreError(
-            f"no store at {files.root}: the folder does not exist. Capture to it first, "
-            "or give the path of an existing store."
-        )
     if not (files.exists("runs") or files.exists("analyses")):
         raise StoreError(
             f"no store at {files.root}: a store has a folder 'runs' or 'analyses', found neither. "
-            "Give the folder that was passed to `actlake capture --store`."
+            "Give the folder or URL that was passed to `actlake capture --store`."
         )
     return Store(files)
 
@@ -185,19 +180,8 @@ def create_store(path: str | os.PathLike[str]) -> Store:
     """Open a store for writing, making its folder if need be.
 
     Raises:
-        StoreError: if the folder cannot be written.
+        StoreError: if the folder cannot be written, or the bucket cannot be reached.
     """
     files = StoreFiles(path)
-    try:
-        files.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot make the store {files.root}: {error.strerror}. "
-            "Give a folder that can be written."
-        ) from error
-    if not os.access(files.root, os.W_OK):
-        raise StoreError(
-            f"cannot write to the store {files.root}: permission denied. "
-            "Give a folder that can be written."
-        )
+    files.prepare()
     return Store(files)

@@ -4,12 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from storage import layout
 from storage.errors import DamagedFileError, QueryError
-from storage.files import FileRecord
+from storage.files import FileRecord, StoreFiles
 from storage.sqlfiles import load_query
 from storage.store import Store
 
@@ -45,38 +42,26 @@ def verify_store(
 
     Args:
         store: the store.
-        on_file: called with the path of each file before it is read.
+        on_file: called with the path of each file before it is read; on an object store from
+            several threads.
     """
     report = VerifyReport(problems=list(_run_problems(store)))
-    for record_path, record in _records(store, report):
-        report.num_shards += "shard" in record
-        for file in record["files"]:
-            on_file(file["path"])
-            report.num_files += 1
-            report.num_bytes += file["bytes"]
-            problem = _file_problem(store, file)
-            if problem is not None:
-                report.problems.append(f"{file['path']}: {problem} (recorded in {record_path}).")
+    for files, is_shard, problems in store.files.map(
+        lambda path: _check_record(store, path, on_file), _record_paths(store)
+    ):
+        report.num_shards += is_shard
+        report.num_files += len(files)
+        report.num_bytes += sum(file["bytes"] for file in files)
+        report.problems.extend(problems)
     if not report.problems:
         report.problems.extend(_count_problems(store))
     return report
 
 
-def _records(store: Store, report: VerifyReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    paths = store.files.list("runs/*/commits/*/*.json") + store.files.list(
+def _record_paths(store: Store) -> list[str]:
+    return store.files.list("runs/*/commits/*/*.json") + store.files.list(
         "analyses/*/analysis.json"
     )
-    for path in paths:
-        try:
-            record = store.files.get_json(path)
-        except DamagedFileError as error:
-            report.problems.append(f"{path}: {error}")
-            continue
-        problem = _record_problem(path, record)
-        if problem is None:
-            yield path, record
-        else:
-            report.problems.append(f"{path}: {problem}.")
 
 
 def _run_problems(store: Store) -> Iterator[str]:
@@ -115,18 +100,39 @@ def _is_file_record(file: Any) -> bool:
     )
 
 
-def _file_problem(store: Store, file: dict[str, Any]) -> str | None:
-    local = store.files.local(file["path"])
-    if not local.exists():
+def _check_record(
+    store: Store, path: str, on_file: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], bool, list[str]]:
+    """Files that a record names, whether it is a shard's, and what is wrong with them."""
+    try:
+        record = store.files.get_json(path)
+    except DamagedFileError as error:
+        return [], False, [f"{path}: {error}"]
+    damage = _record_problem(path, record)
+    if damage is not None:
+        return [], False, [f"{path}: {damage}."]
+    problems = []
+    for file in record["files"]:
+        on_file(file["path"])
+        problem = _file_problem(store.files, file)
+        if problem is not None:
+            problems.append(f"{file['path']}: {problem} (recorded in {path}).")
+    return record["files"], "shard" in record, problems
+
+
+def _file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:
+    path = file["path"]
+    try:
+        size = files.size(path)
+    except FileNotFoundError:
         return "the file is missing"
-    size = local.stat().st_size
     if size != file["bytes"]:
         return f"the file has {size:,} bytes where {file['bytes']:,} were committed"
-    if store.files.sha256(file["path"]) != file["sha256"]:
+    if files.sha256(path) != file["sha256"]:
         return "the content was altered: its SHA-256 differs from the committed one"
     try:
-        rows = pq.ParquetFile(local).metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+        rows = files.num_rows(path)
+    except DamagedFileError as error:
         return f"the file is not readable Parquet: {error}"
     if rows != file["rows"]:
         return f"the file has {rows:,} rows where {file['rows']:,} were committed"

@@ -16,21 +16,21 @@ from ray_app.plan import Costs, ModelFacts, Plan, check_fits, gib, inspect_model
 from ray_app.progress import open_progress
 from ray_app.run import Run, begin_run, find_run
 from ray_app.study import Study, load_study
-from storage import Store, create_store
+from storage import Store, StoreFiles, create_store
 
 _console = Console(stderr=True, highlight=False)
 
 
-def plan(study_path: Path, store: Path, overrides: list[str]) -> None:
+def plan(study_path: Path, store: str, overrides: list[str]) -> None:
     """Print the plan of a study; refuse one that does not fit."""
     study = _load(study_path, overrides)
     made = make_plan(study, inspect_model(study), on_task=_say_task)
-    costs = made.costs(store)
+    costs = made.costs(StoreFiles(store).free_bytes())
     _print_plan(made, costs)
     check_fits(costs)
 
 
-def capture(study_path: Path, store_path: Path, overrides: list[str], *, new_run: bool) -> None:
+def capture(study_path: Path, store_path: str, overrides: list[str], *, new_run: bool) -> None:
     """Begin or resume the run of a study, and finish it."""
     start = time.monotonic()
     study = _load(study_path, overrides)
@@ -103,11 +103,12 @@ def _print_plan(made: Plan, costs: Costs) -> None:
     console = Console(highlight=False)
     console.print(table)
     model = made.model
+    free = "no bound there" if costs.free_disk is None else f"{gib(costs.free_disk)} are free"
     console.print(
         f"model   {model.architecture}, {model.num_layers} layers, "
         f"{model.num_parameters:,} parameters, {model.num_neurons:,} neurons captured\n"
         f"store   {costs.num_files:,} files, about {gib(costs.num_bytes)}; "
-        f"{gib(costs.free_disk)} are free\n"
+        f"{free}\n"
         f"memory  {costs.replicas} replica(s) of {len(costs.stage_bytes)} stage(s) of at most "
         f"{gib(costs.actor_bytes)}; {gib(costs.available_memory)} are available",
         soft_wrap=True,

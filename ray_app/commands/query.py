@@ -15,7 +15,7 @@ _WIDTH_WITHOUT_TERMINAL = 120
 
 
 def sql(
-    store_path: Path, query: str, *, result_format: str, output: Path | None, max_rows: int
+    store_path: str, query: str, *, result_format: str, output: Path | None, max_rows: int
 ) -> None:
     """Answer one query, for eyes or for another program."""
     store = open_store(store_path)
@@ -42,12 +42,12 @@ def show(store: Store, query: str, *, max_rows: int = 40) -> None:
     click.echo(store.render(query, max_width=width, max_rows=max_rows))
 
 
-def views(store_path: Path) -> None:
+def views(store_path: str) -> None:
     """Print the view definitions."""
     click.echo(open_store(store_path).views_sql(), nl=False)
 
 
-def status(store_path: Path) -> None:
+def status(store_path: str) -> None:
     """Print what the store holds and how far each run is."""
     store = open_store(store_path)
     click.echo(f"store {store.files.root}")
@@ -55,7 +55,7 @@ def status(store_path: Path) -> None:
         show(store, load_query("storage", name).text, max_rows=1000)
 
 
-def verify(store_path: Path, *, recompute: int | None, run: str | None) -> None:
+def verify(store_path: str, *, recompute: int | None, run: str | None) -> None:
     """Check every committed file, then the counts, then some samples if asked to."""
     store = open_store(store_path)
     with open_steps("verify", unit="files") as advance:

@@ -1,0 +1,50 @@
+"""The files for `ray up` fit Ray's own schema and say what the documentation promises of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+FILES = ("cluster.yaml", "cluster.local.yaml")
+
+
+def load(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_fits_rays_schema(name: str) -> None:
+    config = load(name)
+    jsonschema.validate(config, SCHEMA)
+    validate_config(prepare_config(config))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rays_schema_refuses_a_misspelt_key(name: str) -> None:
+    with pytest.raises(jsonschema.ValidationError, match="setup_comands"):
+        jsonschema.validate(load(name) | {"setup_comands": []}, SCHEMA)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_node_installs_the_project_and_asks_for_the_token(name: str) -> None:
+    config = load(name)
+    assert any("constraints.txt" in command for command in config["setup_commands"])
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for kind in ("head", "worker"):
+        starts = [line for line in config[f"{kind}_start_ray_commands"] if "ray start" in line]
+        assert len(starts) == 1
+        assert "RAY_AUTH_MODE=token" in starts[0]
+
+
+def test_the_cloud_file_scales_gpu_workers() -> None:
+    worker = load("cluster.yaml")["available_node_types"]["gpu_worker"]
+    assert worker["resources"]["GPU"] == 1
+    assert worker["min_workers"] == 0 < worker["max_workers"] <= load("cluster.yaml")["max_workers"]
