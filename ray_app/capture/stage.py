@@ -137,20 +137,18 @@ class Stage:
         """Write the shard's parts and describe them.
 
         Raises:
-            CaptureError: if batches are missing, or a neuron's activation was not finite.
+            CaptureError: if batches are missing, or an activation or a loss was not finite.
         """
         opened = self._opened(shard, shard.num_batches)
         self._open = None
+        # Statistics come first: where a neuron is not finite, they name it.
+        stats = opened.stats_table(self._sites)
+        tokens = opened.tokens_table()
+        run, task, number = self._run, shard.task, shard.shard
         return [
+            self._files.put_table(layout.tokens_path(run, task, number), "tokens", tokens),
             self._files.put_table(
-                layout.tokens_path(self._run, shard.task, shard.shard),
-                "tokens",
-                opened.tokens_table(),
-            ),
-            self._files.put_table(
-                layout.stats_path(self._run, shard.task, shard.shard, self._index),
-                "stats",
-                opened.stats_table(self._sites),
+                layout.stats_path(run, task, number, self._index), "stats", stats
             ),
         ]
 
@@ -214,9 +212,9 @@ class _OpenShard:
         bad = moments.first_non_finite()
         if bad is not None:
             raise CaptureError(
-                f"neuron {bad} of site {site.site!r}, layer {site.layer}, is NaN or infinite in "
-                f"shard {self.shard.shard} of task {self.shard.task!r}: the dtype may be too "
-                "narrow for this model; try model.dtype: bfloat16 or float32."
+                f"neuron {bad} of site {site.site!r}, layer {site.layer}, is NaN, infinite or too "
+                f"large to square in shard {self.shard.shard} of task {self.shard.task!r}: the "
+                "dtype may be too narrow for this model; try model.dtype: bfloat16 or float32."
             )
         neurons = np.arange(site.width, dtype=np.int32)
         head = pa.nulls(site.width, pa.int16())
@@ -235,6 +233,14 @@ class _OpenShard:
 
     def tokens_table(self) -> pa.Table:
         """Rows of table ``tokens``, samples in the order of computation."""
+        for row, prediction in enumerate(self.predictions):
+            bad = ~np.isfinite(prediction.loss)
+            if bad.any():
+                raise CaptureError(
+                    f"the loss of sample {self.samples['sample'][row]}, position "
+                    f"{bad.argmax() + 1}, of task {self.shard.task!r} is not finite: the model's "
+                    "logits overflow; try model.dtype: bfloat16 or float32."
+                )
         lengths = self.samples["num_tokens"].to_numpy()
         has_context = np.concatenate([np.arange(length) > 0 for length in lengths])
 

@@ -50,6 +50,11 @@ def empty_model(config: transformers.PreTrainedConfig) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
     except ValueError as error:
+        if "attn_implementation" in str(error):
+            raise ModelError(
+                f"model.attention: {config._attn_implementation} is not supported by transformers "
+                f"for the architecture {config.model_type!r}: set model.attention to eager."
+            ) from error
         raise ModelError(
             f"the architecture {config.model_type!r} has no causal language model in "
             "transformers: actlake captures decoders that AutoModelForCausalLM can load."
