@@ -10,7 +10,9 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
+from ray_app.models.loading import locate_model
 from ray_app.run import Run
+from ray_app.study import ModelSettings
 
 
 @dataclass
@@ -77,11 +79,11 @@ def reference_of() -> Callable[..., dict[str, Reference]]:
     """
 
     def collect(run: Run, *, one_by_one: bool) -> dict[str, Reference]:
-        settings = run.record["model"]["settings"]
+        settings = ModelSettings.model_validate(run.record["model"]["settings"])
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            settings["source"],
-            dtype=getattr(torch, settings["dtype"]),
-            attn_implementation=settings["attention"],
+            locate_model(settings).name,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attention,
         ).eval()
         groups: dict[Any, list[dict[str, Any]]] = {}
         query = "from samples where run = $run order by task, shard, batch"
