@@ -17,7 +17,7 @@ from ray_app.run import Run, begin_run, find_run
 from ray_app.study import Study, load_study
 from storage import create_store
 
-_console = Console(stderr=True, highlight=False)
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plan(study_path: Path, store: Path, overrides: list[str]) -> None:
