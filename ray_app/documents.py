@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 
 from ray_app.places import find_files, resolve_path
@@ -80,6 +79,9 @@ def _rows(name: str, task: TaskSettings, seed: int) -> Iterator[Document]:
 
 
 def _load(name: str, task: TaskSettings) -> Any:
+    # Importing it takes a third of a second, which studies of plain files need not wait.
+    import datasets
+
     data_files = task.data_files
     if data_files is not None:
         patterns = [data_files] if isinstance(data_files, str) else list(data_files)
@@ -108,7 +110,9 @@ def _load(name: str, task: TaskSettings) -> Any:
 
 
 def _in_drawn_order(rows: Any, seed: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if isinstance(rows, datasets.IterableDataset):
+    from datasets import IterableDataset
+
+    if isinstance(rows, IterableDataset):
         yield from enumerate(rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
     else:
         for index in np.random.default_rng(seed).permutation(len(rows)):

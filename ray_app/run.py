@@ -143,6 +143,7 @@ def _writer(store: Store, folder: str) -> Callable[[str, int, pa.Table], FileRec
 
 
 def _record(plan: Plan, run: str, identity: dict[str, Any], threads: int) -> dict[str, Any]:
+    """What run.json says; of it, study and inputs do not decide `created` and `threads` alone."""
     study, model = plan.study, plan.model
     shards = []
     for shard in plan.shards:

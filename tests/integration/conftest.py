@@ -1,6 +1,7 @@
 """The `actlake` command as its users meet it: in a process of its own, with a real Ray cluster."""
 
 import fcntl
+import logging
 import os
 import pty
 import shutil
@@ -17,8 +18,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
 
+from ray_app.actors import RayWorkers
+from ray_app.capture.workers import Workers
 from storage import open_store
 
 _MARK = "ACTLAKE_TEST_PROCESS"
@@ -175,7 +179,7 @@ def num_committed() -> Callable[[Path], int]:
 
 @pytest.fixture
 def committed_files() -> Callable[[Path], dict[str, bytes]]:
-    """Gives the content of all files of a store, by path.
+    """Gives the content of all files of a store's runs, by path.
 
     Of run.json, the time at which the run began is left out: it alone is not in the plan. So are
     hidden files, which a killed writer leaves behind and no reader sees.
@@ -184,7 +188,7 @@ def committed_files() -> Callable[[Path], dict[str, bytes]]:
     def read(root: Path) -> dict[str, bytes]:
         files = {
             path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*")
+            for path in (root / "runs").rglob("*")
             if path.is_file() and not path.name.startswith(".")
         }
         for path, content in files.items():
@@ -196,3 +200,23 @@ def committed_files() -> Callable[[Path], dict[str, bytes]]:
         return files
 
     return read
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(environment: dict[str, str]) -> Iterator[None]:
+    """A Ray cluster of two CPUs in this process, for all tests that need one."""
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=f"{environment['RAY_TMPDIR']}/in-process",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_workers(ray_cluster: None) -> Callable[..., Workers]:
+    """Gives pipelines of stage actors that capture a run: `ray_workers(run, replicas=1)`."""
+    return lambda run, *, replicas: RayWorkers(run.stage_spec(), replicas=replicas)
