@@ -26,7 +26,7 @@ def undisturbed(
     return committed_files(tmp_path / "undisturbed")
 
 
-def test_a_driver_that_is_killed_twice_resumes_to_the_same_files(
+def test_a_driver_that_is_killed_twice_resumes_with_two_replicas_to_the_same_files(
     tmp_path: Path,
     long_study: Path,
     undisturbed: dict[str, bytes],
@@ -43,12 +43,37 @@ def test_a_driver_that_is_killed_twice_resumes_to_the_same_files(
         assert f": {kept} of " in command.output
         kept = num_committed(store)
     assert verify_store(open_store(store)).problems == []
-    command = actlake("capture", long_study, "--store", store)
+    arguments = ("capture", long_study, "--store", store, "--set", "resources.replicas=2")
+    command = actlake(*arguments)
     assert command.wait() == 0, command.output
-    num_shards = num_committed(store)
-    assert f": {kept} of {num_shards} shards committed, {num_shards - kept} to do" in command.output
     assert committed_files(store) == undisturbed, f"seed {seed}"
     assert command.processes() == []
+    assert_log_tells(command.output, kept, num_committed(store))
+
+    again = actlake(*arguments)
+    assert again.wait() == 0, again.output
+    first, last = again.output.splitlines()
+    assert re.fullmatch(r"run long-\w+: (\d+) of \1 shards committed, 0 to do", first)
+    assert "is complete" in last
+    assert committed_files(store) == undisturbed
+
+
+def assert_log_tells(output: str, kept: int, num_shards: int) -> None:
+    """Plain lines: no colours, no bar, and none broken at the width of a terminal."""
+    assert "\x1b" not in output
+    assert "\r" not in output
+    begun, loaded, progress, complete = output.splitlines()
+    remaining = num_shards - kept
+    assert re.fullmatch(
+        rf"run long-\w+: {kept} of {num_shards} shards committed, {remaining} to do", begun
+    )
+    assert re.fullmatch(r"2 x LlamaForCausalLM loaded in \d+ s", loaded)
+    assert re.fullmatch(
+        rf"capture: ([\d,]+) of \1 tokens, {remaining} of {remaining} shards committed, "
+        r"[\d,]+ tokens/s, 0 s left",
+        progress,
+    )
+    assert re.match(r"run long-\w+ is complete in .*/store after \d+ s; next: actlake", complete)
 
 
 def test_a_worker_that_is_killed_is_replaced_or_stops_the_run_with_a_clear_message(
@@ -105,37 +130,4 @@ def test_control_c_on_a_terminal_stops_and_leaves_a_store_that_can_be_resumed(
     kept = num_committed(store)
     assert command.processes() == []
     assert 20 <= kept < len(capture_locally(long_study, store).shards)
-    assert committed_files(store) == undisturbed
-
-
-def test_two_replicas_write_the_same_files_and_tell_logs_in_lines(
-    tmp_path: Path,
-    long_study: Path,
-    undisturbed: dict[str, bytes],
-    actlake: Callable[..., Any],
-    committed_files: Callable[[Path], dict[str, bytes]],
-) -> None:
-    store = tmp_path / "store"
-    arguments = ("capture", long_study, "--store", store, "--set", "resources.replicas=2")
-    command = actlake(*arguments)
-    assert command.wait() == 0, command.output
-    assert committed_files(store) == undisturbed
-    # Plain lines, for logs: no colours, no bar, and none broken at the width of a terminal.
-    assert "\x1b" not in command.output
-    assert "\r" not in command.output
-    lines = command.output.splitlines()
-    assert any(re.match(r"2 x LlamaForCausalLM loaded in \d+ s", line) for line in lines)
-    (progress,) = [line for line in lines if line.startswith("capture: ")]
-    assert re.fullmatch(
-        r"capture: ([\d,]+) of \1 tokens, (\d+) of \2 shards committed, [\d,]+ tokens/s, 0 s left",
-        progress,
-    )
-    assert re.match(r"run long-\w+ is complete in .*/store after \d+ s; next: actlake", lines[-1])
-    assert command.processes() == []
-
-    again = actlake(*arguments)
-    assert again.wait() == 0, again.output
-    first, last = again.output.splitlines()
-    assert re.match(r"run long-\w+: (\d+) of \1 shards committed, 0 to do", first)
-    assert "is complete" in last
     assert committed_files(store) == undisturbed
