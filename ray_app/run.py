@@ -143,7 +143,11 @@ def _writer(store: Store, folder: str) -> Callable[[str, int, pa.Table], FileRec
 
 
 def _record(plan: Plan, run: str, identity: dict[str, Any], threads: int) -> dict[str, Any]:
-    """What run.json says; of it, study and inputs do not decide `created` and `threads` alone."""
+    """What run.json says.
+
+    Runs of one study over the same inputs differ in `created` alone, and in `threads` where the
+    study leaves them to the machine.
+    """
     study, model = plan.study, plan.model
     shards = []
     for shard in plan.shards:
