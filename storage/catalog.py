@@ -69,6 +69,7 @@ _RECORDS = {
         {
             "analysis": "varchar",
             "run": "varchar",
+            "created": "timestamp",
             "parameters": "json",
             "files": f"{_FILE_TYPE}[]",
         },
