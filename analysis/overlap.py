@@ -264,10 +264,10 @@ def _check_scores(steps: Steps, file: Path) -> None:
             f"every neuron of {file} must have one score in each task, found {_described(odd)} "
             f"{found}."
         )
-    tasks = steps.connection.sql("select count(distinct task) from computed_scores").fetchall()
-    if tasks[0][0] < 2:
+    few = steps.first("too_few_tasks")
+    if few is not None:
         raise AnalysisError(
-            f"{file} must hold scores of at least two tasks to compare, found {tasks[0][0]}."
+            f"{file} must hold scores of at least two tasks to compare, found {few['num_tasks']}."
         )
 
 

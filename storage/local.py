@@ -117,8 +117,10 @@ class LocalFolder:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
+            # Not every library leaves the system's own words in strerror.
+            reason = os.strerror(error.errno) if error.errno else error
             raise StoreError(
-                f"cannot write {target}: {error.strerror or error}. Free or grant the space or "
+                f"cannot write {target}: {reason}. Free or grant the space or "
                 "permission, then run the same command again: committed work is kept."
             ) from error
 
