@@ -7,6 +7,7 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,19 @@ EXPORT_FORMATS = {
 }
 """Options of DuckDB's COPY for each format that `export` writes."""
 
-_FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
+Shape = str | list[Any] | dict[str, Any]
+"""A DuckDB type: its name, a list with the shape of the elements, or a dict of fields."""
 
-# Column types of the JSON records that views read; fields not named here are left to Python.
-_RECORDS = {
+_FILE: Shape = {
+    "path": "varchar",
+    "table": "varchar",
+    "rows": "bigint",
+    "bytes": "bigint",
+    "sha256": "varchar",
+}
+
+# Fields of the JSON records that views read; those not named here are left to Python.
+_RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
     "commit_records": (
         "runs/*/commits/*/*.json",
         {
@@ -53,17 +63,12 @@ _RECORDS = {
             "num_samples": "bigint",
             "num_tokens": "bigint",
             "num_counted": "bigint",
-            "files": f"{_FILE_TYPE}[]",
+            "files": [_FILE],
         },
     ),
     "analysis_manifests": (
         "analyses/*/analysis.json",
-        {
-            "analysis": "varchar",
-            "run": "varchar",
-            "parameters": "json",
-            "files": f"{_FILE_TYPE}[]",
-        },
+        {"analysis": "varchar", "run": "varchar", "parameters": "json", "files": [_FILE]},
     ),
     "run_records": (
         "runs/*/run.json",
@@ -72,12 +77,27 @@ _RECORDS = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
-            "model": "struct(source varchar, init varchar, dtype varchar, architecture varchar, "
-            "num_layers integer, num_neurons bigint)",
-            "tasks": "struct(task varchar, source varchar, num_documents bigint, "
-            "num_empty bigint, num_samples bigint, num_tokens bigint, num_counted bigint, "
-            "num_shards bigint)[]",
-            "shards": "struct(task varchar, shard integer)[]",
+            "model": {
+                "source": "varchar",
+                "init": "varchar",
+                "dtype": "varchar",
+                "architecture": "varchar",
+                "num_layers": "integer",
+                "num_neurons": "bigint",
+            },
+            "tasks": [
+                {
+                    "task": "varchar",
+                    "source": "varchar",
+                    "num_documents": "bigint",
+                    "num_empty": "bigint",
+                    "num_samples": "bigint",
+                    "num_tokens": "bigint",
+                    "num_counted": "bigint",
+                    "num_shards": "bigint",
+                }
+            ],
+            "shards": [{"task": "varchar", "shard": "integer"}],
         },
     ),
 }
@@ -217,12 +237,14 @@ def view_statements(files: StoreFiles) -> list[str]:
 
 
 def _record_source(files: StoreFiles, name: str) -> str:
-    pattern, columns = _RECORDS[name]
+    pattern, shape = _RECORDS[name]
     if next(files.glob(pattern), None) is None:
-        return _empty(columns)
-    typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
+        return _empty({column: _type_text(field) for column, field in shape.items()})
+    # Not read_json: it takes five times as long for many small files, and stops at the record of
+    # a run with some 40,000 shards, which is larger than the largest object it takes by default.
+    structure = quote(json.dumps(shape))
     path = quote(f"{files.root}/{pattern}")
-    return f"read_json({path}, columns = {{{typed}}})"
+    return f"(select unnest(from_json(content, {structure})) from read_text({path}))"
 
 
 def _table_source(files: StoreFiles, table: Table) -> str:
@@ -247,3 +269,12 @@ def _table_columns(table: Table) -> str:
 def _empty(columns: dict[str, str]) -> str:
     typed = ", ".join(f'null::{dtype} as "{column}"' for column, dtype in columns.items())
     return f"(select {typed} where false)"
+
+
+def _type_text(shape: Shape) -> str:
+    if isinstance(shape, str):
+        return shape
+    if isinstance(shape, list):
+        return f"{_type_text(shape[0])}[]"
+    fields = ", ".join(f'"{name}" {_type_text(field)}' for name, field in shape.items())
+    return f"struct({fields})"
