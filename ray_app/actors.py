@@ -1,44 +1,108 @@
-"""Ray: actors that hold stages, and the pool that feeds them. The only module that starts Ray."""
+"""Ray: actors that hold stages, and pipelines of them. The only module that starts Ray."""
 
 import logging
-from collections import deque
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
+from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.scheduling import Scheduler
 from ray_app.capture.shards import PlannedShard
-from ray_app.capture.stage import CaptureError, StageSpec, build_stage
-from ray_app.capture.workers import BatchDone, ShardDone
+from ray_app.capture.stage import Stage, StageSpec, build_stage
 from ray_app.models.loading import quiet_transformers
+from ray_app.placement import Node, Placement
 from storage import ActlakeError, FileRecord
 
-__all__ = ["RayWorkers", "ray_session"]
+__all__ = ["cluster_nodes", "ray_session", "ray_workers"]
 
-_SHARDS_IN_FLIGHT = 2
-"""Per pipeline: one that is computed and one that waits, so that no actor idles."""
+_SECONDS_TO_PLACE = 600
+"""How long a cluster may take to find room, which includes machines that an autoscaler starts."""
+_SECONDS_TO_ANSWER = 30
+"""How long a living actor may take to say so; its calls of this kind do not queue behind work."""
 
 
 class StageActor:
     """A stage on a Ray worker; every call goes to the stage."""
 
     def __init__(self, spec: StageSpec) -> None:
+        self._spec = spec
+        self._stage: Stage | None = None
+        self._metrics = _StageMetrics(spec)
+
+    def load(self) -> None:
+        """Build the stage, on the GPU if Ray gave this actor one."""
         quiet_transformers()
-        self._stage = build_stage(spec)
+        self._stage = build_stage(self._spec, device="cuda" if ray.get_gpu_ids() else "cpu")
 
-    def ready(self) -> None:
-        """Return once the model is loaded."""
-
-    def step(self, shard: PlannedShard, index: int, hidden: Tensor | None) -> int:
+    def step(self, shard: PlannedShard, index: int, hidden: Tensor | None) -> int | Tensor:
         """See `Stage.step`."""
-        return self._stage.step(shard, index, hidden)
+        with self._metrics.busy():
+            result = self._loaded.step(shard, index, hidden)
+        if isinstance(result, int):
+            self._metrics.tokens.inc(result)
+        return result
 
-    def finish(self, shard: PlannedShard) -> list[FileRecord]:
-        """See `Stage.finish`."""
-        return self._stage.finish(shard)
+    def close(self, shard: PlannedShard) -> None:
+        """See `Stage.close`."""
+        self._loaded.close(shard)
+
+    @ray.method(concurrency_group="beside")
+    def write(self, shard: PlannedShard, closed: None) -> list[FileRecord]:
+        """See `Stage.write`; `closed` is what `close` returned, so that it comes after it."""
+        files = self._loaded.write(shard)
+        self._metrics.shards.inc()
+        self._metrics.bytes.inc(sum(file.bytes for file in files))
+        return files
+
+    @ray.method(concurrency_group="beside")
+    def answer(self) -> None:
+        """Return at once."""
+
+    @property
+    def _loaded(self) -> Stage:
+        if self._stage is None:
+            raise ShardInterruptedError("a worker was replaced and has not loaded its model yet")
+        return self._stage
+
+
+class _StageMetrics:
+    """What Ray's dashboard and Prometheus see of a stage; counters that nobody reads cost nothing.
+
+    Idle time is the time between two batches: of a balanced pipeline that is fed well, little.
+    """
+
+    def __init__(self, spec: StageSpec) -> None:
+        tags = {"run": spec.run, "stage": f"{spec.index:02d}"}
+
+        def counter(name: str, description: str) -> Counter:
+            made = Counter(f"actlake_{name}", description, tag_keys=tuple(tags))
+            made.set_default_tags(tags)
+            return made
+
+        self.tokens = counter("tokens", "Tokens that left the last stage.")
+        self.shards = counter("shards", "Shards of which the stage wrote its parts.")
+        self.bytes = counter("bytes", "Bytes of parts that the stage wrote.")
+        self._idle = counter("idle_seconds", "Seconds that the stage waited for batches.")
+        self._free_since: float | None = None
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count the time since the last block as idle."""
+        if self._free_since is not None and (idle := time.monotonic() - self._free_since) > 0:
+            self._idle.inc(idle)
+        try:
+            yield
+        finally:
+            self._free_since = time.monotonic()
 
 
 @contextmanager
@@ -56,83 +120,150 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-@dataclass(slots=True)
-class _Submitted:
-    """A shard whose calls wait in the actors' queues."""
-
-    shard: PlannedShard
-    pipeline: int
-    steps: deque[Any] = field(default_factory=deque)
-    finish: list[Any] = field(default_factory=list)
-
-
-class RayWorkers:
-    """Pipelines of stage actors, one pipeline per replica."""
-
-    def __init__(self, spec: StageSpec, *, replicas: int) -> None:
-        """Start the actors and wait until every model is loaded.
-
-        Raises:
-            ActlakeError: what the stage raised, if a model cannot be loaded.
-            CaptureError: if the cluster cannot place the actors, or one died.
-        """
-        cpus = float(ray.cluster_resources().get("CPU", 0))
-        if spec.threads * replicas > cpus:
-            raise CaptureError(
-                f"resources: {replicas} replica(s) of {spec.threads} thread(s) need "
-                f"{spec.threads * replicas} CPUs, and the cluster has {cpus:g}: lower "
-                "resources.replicas or resources.threads."
-            )
-        actor: Any = ray.remote(num_cpus=spec.threads)(StageActor)
-        self._pipelines: list[list[Any]] = [[actor.remote(spec)] for _ in range(replicas)]
-        _get([stage.ready.remote() for stages in self._pipelines for stage in stages])
-
-    def work(self, shards: Sequence[PlannedShard]) -> Iterator[BatchDone | ShardDone]:
-        """Compute shards on all pipelines; a bounded number is in flight."""
-        waiting = deque(shards)
-        running: list[_Submitted] = []
-        while waiting or running:
-            for pipeline in range(len(self._pipelines)):
-                while waiting and self._load(running, pipeline) < _SHARDS_IN_FLIGHT:
-                    running.append(self._submit(waiting.popleft(), pipeline))
-            heads = {_head(submitted): submitted for submitted in running}
-            done, _ = ray.wait(list(heads), num_returns=1)
-            submitted = heads[done[0]]
-            if submitted.steps:
-                yield BatchDone(_get([submitted.steps.popleft()])[0])
-            else:
-                parts = _get(submitted.finish)
-                running.remove(submitted)
-                yield ShardDone(submitted.shard, [file for part in parts for file in part])
-
-    def _load(self, running: list[_Submitted], pipeline: int) -> int:
-        return sum(submitted.pipeline == pipeline for submitted in running)
-
-    def _submit(self, shard: PlannedShard, pipeline: int) -> _Submitted:
-        submitted = _Submitted(shard, pipeline)
-        for batch in range(shard.num_batches):
-            passed = None
-            for stage in self._pipelines[pipeline]:
-                passed = stage.step.remote(shard, batch, passed)
-            submitted.steps.append(passed)
-        submitted.finish = [stage.finish.remote(shard) for stage in self._pipelines[pipeline]]
-        return submitted
+def cluster_nodes() -> list[Node]:
+    """The machines of the cluster that this process has joined."""
+    gpu_memory = 0
+    if ray.cluster_resources().get("GPU", 0) >= 1:
+        gpu_memory = ray.get(ray.remote(num_gpus=1)(_gpu_memory).remote())
+    return [
+        Node(
+            cpus=node["Resources"].get("CPU", 0),
+            gpus=node["Resources"].get("GPU", 0),
+            memory=int(node["Resources"].get("memory", 0)),
+            gpu_memory=gpu_memory,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
-def _head(submitted: _Submitted) -> Any:
-    return submitted.steps[0] if submitted.steps else submitted.finish[0]
+@contextmanager
+def ray_workers(
+    specs: Sequence[StageSpec], placement: Placement, *, max_deaths: int
+) -> Iterator[Scheduler]:
+    """Pipelines of stage actors whose models are loaded; they end with the block.
 
+    Args:
+        specs: the stages of one pipeline, in order.
+        placement: how many pipelines, and what each stage takes.
+        max_deaths: see `Scheduler`.
 
-def _get(references: list[Any]) -> list[Any]:
+    Raises:
+        ActlakeError: what a stage raised, if its model cannot be loaded.
+        CaptureError: if the cluster has no room, or a worker died while it loaded.
+    """
+    pipelines: list[_RayPipeline] = []
     try:
-        return list(ray.get(references))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ActlakeError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        raise CaptureError(
-            f"a worker died ({' '.join(str(error).split())[:300]}): committed shards are kept; "
-            "run the same command again. If memory ran out, lower capture.batch_tokens or "
-            "resources.replicas."
-        ) from error
+        for _ in range(placement.replicas):
+            pipelines.append(_RayPipeline(specs, placement))
+        calls = _RayCalls()
+        for loaded in [handle for pipeline in pipelines for handle in pipeline.load()]:
+            try:
+                calls.result(loaded)
+            except ShardInterruptedError as error:
+                raise CaptureError(
+                    f"a worker could not load its model, because {error}: if memory ran out, raise "
+                    "resources.stages, or lower resources.replicas."
+                ) from error
+        yield Scheduler(pipelines, calls, max_deaths=max_deaths)
+    finally:
+        for pipeline in pipelines:
+            pipeline.end()
+
+
+class _RayPipeline:
+    """The stage actors of one model, as close together as the cluster allows."""
+
+    def __init__(self, specs: Sequence[StageSpec], placement: Placement) -> None:
+        self.num_stages = len(specs)
+        self._specs = specs
+        resources = {"CPU": placement.threads, "GPU": placement.gpus_per_stage}
+        self._resources = {name: count for name, count in resources.items() if count}
+        self._group = placement_group([self._resources] * len(specs), strategy="PACK")
+        if not self._group.wait(_SECONDS_TO_PLACE):
+            remove_placement_group(self._group)
+            raise CaptureError(
+                f"the cluster found no room for {len(specs)} stages of {self._resources} within "
+                f"{_SECONDS_TO_PLACE} s: it has {ray.available_resources()} free; end other jobs, "
+                "or lower resources.stages or resources.replicas."
+            )
+        self._stages = [self._start(index) for index in range(len(specs))]
+
+    def load(self) -> list[Any]:
+        """Load all models; one handle for each."""
+        return [stage.load.remote() for stage in self._stages]
+
+    def step(self, shard: PlannedShard, batch: int) -> Any:
+        """See `Pipeline.step`."""
+        passed = None
+        for stage in self._stages:
+            passed = stage.step.remote(shard, batch, passed)
+        return passed
+
+    def finish(self, shard: PlannedShard) -> list[Any]:
+        """See `Pipeline.finish`."""
+        return [stage.write.remote(shard, stage.close.remote(shard)) for stage in self._stages]
+
+    def revive(self) -> list[Any]:
+        """See `Pipeline.revive`."""
+        answers = [stage.answer.remote() for stage in self._stages]
+        loading = []
+        for index, answer in enumerate(answers):
+            try:
+                ray.get(answer, timeout=_SECONDS_TO_ANSWER)
+            except RayError:
+                # Dead already, or it does not answer: in either case it must not go on.
+                ray.kill(self._stages[index])
+                self._stages[index] = self._start(index)
+                loading.append(self._stages[index].load.remote())
+        return loading
+
+    def end(self) -> None:
+        """End the actors and give their room back."""
+        for stage in self._stages:
+            ray.kill(stage)
+        remove_placement_group(self._group)
+
+    def _start(self, index: int) -> Any:
+        # Ray's type stubs do not know concurrency groups.
+        remote: Any = ray.remote
+        actor = remote(
+            num_cpus=self._resources["CPU"],
+            num_gpus=self._resources.get("GPU", 0),
+            concurrency_groups={"beside": 1},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=index
+            ),
+        )(StageActor)
+        return actor.remote(self._specs[index])
+
+
+class _RayCalls:
+    """Waiting for Ray's object references."""
+
+    def wait(self, handles: list[Any]) -> Any:
+        """See `Calls.wait`."""
+        done, _ = ray.wait(handles, num_returns=1)
+        return done[0]
+
+    def result(self, handle: Any) -> Any:
+        """See `Calls.result`."""
+        try:
+            return ray.get(handle)
+        except RayTaskError as error:
+            if isinstance(error.cause, ActlakeError):
+                raise error.cause from None
+            if isinstance(error.cause, RayError):
+                raise _died(error.cause) from error
+            raise
+        except RayError as error:
+            # Actors, machines and objects that were lost: all of them mean that a worker is gone.
+            raise _died(error) from error
+
+
+def _died(error: BaseException) -> ShardInterruptedError:
+    return ShardInterruptedError(f"a worker died ({' '.join(str(error).split())[:300]})")
+
+
+def _gpu_memory() -> int:
+    return int(torch.cuda.get_device_properties(0).total_memory)

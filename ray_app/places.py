@@ -13,13 +13,16 @@ __all__ = ["find_files", "resolve_path"]
 def resolve_path(place: str) -> str:
     """Turn ``package:NAME/PATH`` and ``site-packages:PATH`` into a path on this machine.
 
-    The package is located, not imported, so data packages whose own dependencies are absent work.
+    URLs are left as they are. The package is located, not imported, so data packages whose own
+    dependencies are absent work.
 
     Raises:
         StudyError: if the package is not installed.
     """
     if place.startswith("site-packages:"):
         return str(Path(sysconfig.get_path("purelib")) / place.removeprefix("site-packages:"))
+    if "://" in place:
+        return place
     if not place.startswith("package:"):
         return str(Path(place).expanduser())
     name, _, inside = place.removeprefix("package:").partition("/")

@@ -1,61 +1,39 @@
 """The plan of a run: which samples form which shard, what it will cost, and whether it fits."""
 
 import importlib.metadata
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from ray_app.capture.shards import PlannedShard
-from ray_app.models.loading import ModelFiles, load_config, load_tokenizer, locate_model
-from ray_app.models.sites import SiteLocation, empty_model, find_sites
+from ray_app.facts import ModelFacts, inspect_model
+from ray_app.models.loading import load_tokenizer
+from ray_app.placement import PlanError, gib, local_nodes, stage_bytes, stage_ranges
 from ray_app.sampling import Encoder, TaskDraw, draw_task, open_all_documents
 from ray_app.study import Study, StudyError
-from storage import SCHEMA_VERSION, ActlakeError, FileRecord
+from storage import SCHEMA_VERSION, FileRecord
 
-__all__ = ["Costs", "ModelFacts", "Plan", "PlanError", "identity_of", "inspect_model", "make_plan"]
+__all__ = [
+    "Costs",
+    "ModelFacts",
+    "Plan",
+    "PlanError",
+    "check_fits",
+    "gib",
+    "identity_of",
+    "inspect_model",
+    "make_plan",
+]
 
 # Measured on SmolLM2-135M (README, "What it costs"): Parquet bytes per row after zstd.
 _STATS_ROW_BYTES = 72
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
-_PROCESS_BYTES = 750 << 20
-"""Resident memory of a Python process that has imported Ray, torch and transformers."""
-
-
-class PlanError(ActlakeError):
-    """A plan cannot be carried out on this machine."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelFacts:
-    """What is known of a model without its weights."""
-
-    files: ModelFiles
-    """Where it is."""
-    architecture: str
-    """Class name in transformers."""
-    num_layers: int
-    """Number of layers."""
-    num_parameters: int
-    """Number of parameters."""
-    vocabulary: int
-    """Size of the vocabulary."""
-    hidden: int
-    """Width of the residual stream."""
-    max_positions: int | None
-    """Longest sample that the model can read, if it has a bound."""
-    sites: tuple[SiteLocation, ...]
-    """Sites that the study captures."""
-
-    @property
-    def num_neurons(self) -> int:
-        """Neurons of all captured sites."""
-        return sum(site.width for site in self.sites)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,14 +44,19 @@ class Costs:
     """Files in the store."""
     num_bytes: int
     """Bytes on disk, estimated."""
-    actor_bytes: int
-    """Resident memory of one replica, estimated."""
+    stage_bytes: tuple[int, ...]
+    """Memory of each stage of one replica, estimated."""
     replicas: int
     """Number of replicas."""
     free_disk: int | None
     """Free bytes where the store is or will be; None on an object store, which has no bound."""
     available_memory: int
     """Memory that this machine can give now."""
+
+    @property
+    def actor_bytes(self) -> int:
+        """Memory of the largest stage."""
+        return max(self.stage_bytes)
 
 
 @dataclass(slots=True)
@@ -97,42 +80,15 @@ class Plan:
         """
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         stats_rows = len(self.shards) * self.model.num_neurons
+        cut = stage_ranges(self.study, self.model, local_nodes())
         return Costs(
-            num_files=4 * len(self.shards) + 2,
+            num_files=(3 + len(cut)) * len(self.shards) + 2,
             num_bytes=stats_rows * _STATS_ROW_BYTES + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES),
-            actor_bytes=_actor_bytes(self.study, self.model),
+            stage_bytes=tuple(stage_bytes(self.study, self.model, n) for n in cut),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
         )
-
-
-def inspect_model(study: Study) -> ModelFacts:
-    """Read a model's configuration and find its sites, without loading weights.
-
-    Raises:
-        ModelError: if the model is not there or its structure is not recognised.
-        StudyError: if layers or lengths do not fit the model.
-    """
-    files = locate_model(study.model)
-    config = load_config(study.model, files)
-    model = empty_model(config)
-    text = config.get_text_config()
-    by_hand = {str(site): pattern for site, pattern in study.model.site_modules.items()}
-    facts = ModelFacts(
-        files=files,
-        architecture=type(model).__name__,
-        num_layers=text.num_hidden_layers,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocabulary=text.vocab_size,
-        hidden=text.hidden_size,
-        max_positions=getattr(text, "max_position_embeddings", None),
-        sites=tuple(find_sites(model, config, by_hand=by_hand)),
-    )
-    _check_against_model(study, facts)
-    layers = range(facts.num_layers) if study.capture.layers == "all" else study.capture.layers
-    chosen = [s for s in facts.sites if s.layer in layers and s.site in study.capture.sites]
-    return replace(facts, sites=tuple(chosen))
 
 
 def make_plan(
@@ -186,8 +142,9 @@ def check_fits(costs: Costs) -> None:
             "free where the store is: choose another store, or lower capture.tokens or the number "
             "of layers, or raise capture.shard_tokens."
         )
-    needed = costs.actor_bytes * costs.replicas
-    if needed > costs.available_memory:
+    needed = sum(costs.stage_bytes) * costs.replicas
+    # On a cluster it is not this machine that carries the model; `place` looks at those that do.
+    if needed > costs.available_memory and "RAY_ADDRESS" not in os.environ:
         raise PlanError(
             f"{costs.replicas} replica(s) need about {gib(needed)} of memory, and "
             f"{gib(costs.available_memory)} are available: lower resources.replicas or "
@@ -200,6 +157,9 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
 
     Resources and analyses are left out: they change how fast a run is and what is made of it.
     """
+    software = ["torch", "transformers"]
+    if study.model.quantization != "none":
+        software.append("bitsandbytes")
     return {
         "schema_version": SCHEMA_VERSION,
         "seed": study.seed,
@@ -210,15 +170,8 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
             for name, task in study.tasks.items()
         },
         "capture": study.capture.model_dump(mode="json"),
-        "software": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "software": {name: importlib.metadata.version(name) for name in software},
     }
-
-
-def gib(num_bytes: int) -> str:
-    """A size for people."""
-    if num_bytes < 1 << 30:
-        return f"{num_bytes / (1 << 20):,.1f} MiB"
-    return f"{num_bytes / (1 << 30):,.2f} GiB"
 
 
 _NOT_WRITTEN = FileRecord(path="", table="samples", rows=0, bytes=0, sha256="")
@@ -236,21 +189,6 @@ def _planned(task: str, shard: int, table: pa.Table, record: FileRecord) -> Plan
     )
 
 
-def _check_against_model(study: Study, model: ModelFacts) -> None:
-    layers = study.capture.layers
-    wrong = [] if layers == "all" else [n for n in layers if not 0 <= n < model.num_layers]
-    if wrong:
-        raise StudyError(
-            f"capture.layers must lie in 0..{model.num_layers - 1} for {model.architecture}, "
-            f"found {wrong[0]}."
-        )
-    if model.max_positions is not None and study.capture.max_length > model.max_positions:
-        raise StudyError(
-            f"capture.max_length must be at most {model.max_positions}, the longest sample that "
-            f"{model.architecture} can read, found {study.capture.max_length}."
-        )
-
-
 def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:
     if draw.num_counted > 0:
         return
@@ -260,14 +198,3 @@ def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:
         f"tasks.{name} has no tokens {why}({draw.num_documents} documents were read, "
         f"{draw.num_empty} of them empty): correct its source{' or filter' if task.filter else ''}."
     )
-
-
-def _actor_bytes(study: Study, model: ModelFacts) -> int:
-    itemsize: int = getattr(torch, study.model.dtype).itemsize
-    weights = model.num_parameters * itemsize
-    rows = max(study.capture.batch_tokens, study.capture.max_length)
-    widest = max(site.width for site in model.sites)
-    logits = rows * model.vocabulary * (itemsize + 1)
-    hidden = rows * (8 * model.hidden + 4 * widest) * itemsize
-    moments = model.num_neurons * 9 * 8
-    return _PROCESS_BYTES + weights + logits + hidden + moments

@@ -23,6 +23,9 @@ class Progress(Protocol):
     def committed(self, task: str) -> None:
         """A shard of a task was committed."""
 
+    def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
+        """A shard was interrupted: of its tokens, so many will be told again."""
+
 
 class NoProgress:
     """Says nothing."""
@@ -31,6 +34,9 @@ class NoProgress:
         """Say nothing."""
 
     def committed(self, task: str) -> None:
+        """Say nothing."""
+
+    def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
         """Say nothing."""
 
 
@@ -65,6 +71,12 @@ class LineProgress:
         if self._shards == self._total_shards:
             self._write()
 
+    def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
+        """Take tokens back, and say why."""
+        self._tokens -= num_tokens
+        self._stream.write(_lost_line(task, shard, reason) + "\n")
+        self._stream.flush()
+
     def _write(self) -> None:
         self._last = time.monotonic()
         rate = self._tokens / max(self._last - self._start, 1e-9)
@@ -92,6 +104,14 @@ class _BarProgress:
     def committed(self, task: str) -> None:
         self._shards += 1
         self._bar.update(self._row, shards=f"{self._shards}/{self._total_shards}")
+
+    def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
+        self._bar.advance(self._row, -num_tokens)
+        self._bar.console.print(_lost_line(task, shard, reason), highlight=False)
+
+
+def _lost_line(task: str, shard: int, reason: str) -> str:
+    return f"capture: shard {shard} of {task} is computed again from its start, because {reason}"
 
 
 @contextmanager

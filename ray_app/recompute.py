@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ray_app.capture.stage import CaptureError, load_stage_model
 from ray_app.models.hooks import read_inputs
+from ray_app.models.parts import StageModel
 from ray_app.models.prediction import score_predictions
 from ray_app.run import load_run
 from storage import Store
@@ -60,12 +61,12 @@ def recompute_samples(
         CaptureError: if nothing is committed yet, or the weights are not those of the run.
     """
     query = load_query("ray_app", "spread_samples").text
-    samples = store.sql(query, {"run": run, "count": num_samples}).to_arrow_table().to_pylist()
+    samples = store.table(query, {"run": run, "count": num_samples}).to_pylist()
     if not samples:
         raise CaptureError(f"run {run!r} has no committed shards yet: capture first.")
     spec = load_run(store, run).stage_spec()
     model = load_stage_model(spec)
-    modules = {(s.site, s.layer): model.get_submodule(s.module) for s in spec.sites}
+    modules = {(s.site, s.layer): model.model.get_submodule(s.module) for s in spec.sites}
     tolerance = _TOLERANCES[spec.model.dtype]
     report = RecomputeReport()
     for sample in samples:
@@ -94,12 +95,12 @@ def _extrema(store: Store, run: str, sample: dict[str, Any]) -> Extrema:
     key = {"run": run, "task": sample["task"], "shard": sample["shard"]}
     return {
         (row["site"], row["layer"]): (torch.tensor(row["lowest"]), torch.tensor(row["highest"]))
-        for row in store.sql(query, key).to_arrow_table().to_pylist()
+        for row in store.table(query, key).to_pylist()
     }
 
 
 def _compute(
-    model: nn.Module,
+    model: StageModel,
     modules: dict[tuple[str, int], nn.Module],
     sample: dict[str, Any],
     extrema: Extrema,
@@ -117,6 +118,6 @@ def _compute(
             excesses.append(float(outside.max()))
 
     with torch.inference_mode(), read_inputs(modules, compare):
-        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        logits = model.run(ids[None], None, None)[0]
         prediction = score_predictions(logits, ids)
     return prediction.loss, prediction.top1, float(np.max(excesses))

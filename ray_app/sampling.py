@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import transformers
 
 from ray_app.documents import Document, open_documents, task_seed
 from ray_app.study import CaptureSettings, Study
 from storage import TABLES
+
+if TYPE_CHECKING:
+    import transformers
 
 __all__ = ["Encoder", "TaskDraw", "draw_task", "open_all_documents"]
 
@@ -19,7 +22,7 @@ class Encoder:
     """Cuts a text into samples of token ids, and tells tokens' texts and which are special."""
 
     def __init__(
-        self, tokenizer: transformers.PreTrainedTokenizerBase, capture: CaptureSettings
+        self, tokenizer: "transformers.PreTrainedTokenizerBase", capture: CaptureSettings
     ) -> None:
         self._tokenizer = tokenizer
         self._capture = capture

@@ -1,14 +1,15 @@
 """Study files: one YAML file that says which model, which tasks, what to capture and analyse."""
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from analysis.settings import AnalysisSettings, Site
+from ray_app.validation import explain
 from storage import ActlakeError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "load_study",
 ]
 
-Site = Literal["mlp", "attn"]
 Scalar = str | int | float | bool
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -53,6 +53,10 @@ class ModelSettings(_Settings):
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="Attention implementation of transformers; part of the run's identity."
     )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="8-bit or 4-bit linear maps by bitsandbytes; the output head keeps its dtype.",
+    )
     site_modules: dict[Site, str] = Field(
         default_factory=dict,
         description="Output projections named by hand, for models whose structure is not "
@@ -63,10 +67,10 @@ class ModelSettings(_Settings):
     @classmethod
     def _has_layer_placeholder(cls, value: dict[Site, str]) -> dict[Site, str]:
         for site, pattern in value.items():
-            if "{layer}" not in pattern:
+            if re.findall(r"[{}]", pattern.replace("{layer}", "")) or "{layer}" not in pattern:
                 raise ValueError(
-                    f"must contain '{{layer}}' where the layer's number stands, found {pattern!r} "
-                    f"for {site}"
+                    "must contain '{layer}' where the layer's number stands, and no other braces, "
+                    f"found {pattern!r} for {site}"
                 )
         return value
 
@@ -129,6 +133,8 @@ class TaskSettings(_Settings):
             )
         if self.mixture is not None and len(self.mixture) == 0:
             raise ValueError("mixture must name at least one task, found an empty list")
+        if self.mixture is not None and len(set(self.mixture)) < len(self.mixture):
+            raise ValueError(f"mixture must name each task once, found {self.mixture}")
         return self
 
 
@@ -138,7 +144,7 @@ class CaptureSettings(_Settings):
     sites: list[Site] = Field(
         default_factory=lambda: list(get_args(Site)), min_length=1, description="Sites to capture."
     )
-    layers: list[int] | Literal["all"] = Field(
+    layers: Annotated[list[int], Field(min_length=1)] | Literal["all"] = Field(
         "all", description="Layers to capture: 'all' or a list of layer numbers from 0."
     )
     tokens: int = Field(100_000, ge=1, description="Counted tokens of each task.")
@@ -171,40 +177,31 @@ class CaptureSettings(_Settings):
 class ResourceSettings(_Settings):
     """Machines. Nothing here changes which numbers are computed or how they are grouped."""
 
-    replicas: int = Field(1, ge=1, description="Copies of the model that work in parallel.")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads of each replica; all cores divided by replicas."
+    stages: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Parts that the model's layers are cut into, each in an actor of its own; "
+        "'auto' takes the fewest that fit the cluster's memory.",
     )
-
-
-Metric = Literal["abs", "rms", "std", "sqrt", "freq", "mean", "rand"]
-
-
-class AnalysisSettings(_Settings):
-    """One analysis of the run: importance, scores, selections and their overlap."""
-
-    metrics: list[Metric] = Field(["abs"], min_length=1, description="Importance metrics.")
-    fractions: list[float] = Field(
-        [0.01, 0.05],
-        min_length=1,
-        description="Fractions of the neurons to select, each in (0, 1].",
+    replicas: int = Field(1, ge=1, description="Copies of the whole model that work in parallel.")
+    gpus_per_stage: int = Field(0, ge=0, description="GPUs of each stage; 0 computes on CPUs.")
+    cpus_per_stage: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each stage; all cores shared out if not given. Fixed when the "
+        "run begins, because sums round differently with another number of threads.",
     )
-    within: Literal["model", "layer"] = Field(
-        "model", description="Select the top fraction over all layers, or in each layer."
+    reduction: Literal["auto", "eager", "compiled"] = Field(
+        "auto",
+        description="How statistics are reduced: by torch's operators, or by a kernel that "
+        "torch.compile builds; 'auto' compiles for long runs where a C++ compiler is. Fixed when "
+        "the run begins, because the two differ in the last bits.",
     )
-    sites: list[Site] | None = Field(None, description="Sites to analyse; all captured ones.")
-    eps: dict[Site, float] | None = Field(
-        None, description="Added to the reference importance; the papers' values if not given."
+    max_deaths: int = Field(
+        10,
+        ge=0,
+        description="Deaths of workers in a row, without a shard finished in between, that are "
+        "borne before the capture stops.",
     )
-    seed: int = Field(0, description="Seed of the metric rand.")
-
-    @field_validator("fractions")
-    @classmethod
-    def _in_range(cls, value: list[float]) -> list[float]:
-        for fraction in value:
-            if not 0 < fraction <= 1:
-                raise ValueError(f"each fraction must be in (0, 1], found {fraction}")
-        return value
 
 
 class Study(_Settings):
@@ -269,17 +266,16 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise StudyError(f"cannot read the study {path}: {error}.") from error
     try:
         data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-        for override in overrides:
-            _apply_override(data, override)
     except yaml.YAMLError as error:
-        message = " ".join(str(error).split())
-        raise StudyError(f"{path} is not valid YAML: {message}.") from error
+        raise StudyError(f"{path} is not valid YAML: {_one_line(error)}.") from error
     if not isinstance(data, dict):
         raise StudyError(f"{path} must hold keys such as name, model and tasks, found none.")
+    for override in overrides:
+        _apply_override(data, override)
     try:
         return Study.model_validate(data)
     except ValidationError as error:
-        raise StudyError(_explain(error, path)) from error
+        raise StudyError(f"{path}: {explain(error, Study)}.") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -299,61 +295,30 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def _apply_override(data: Any, override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> None:
     key_path, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w.-]+", key_path):
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key_path):
         raise StudyError(
             f"--set takes KEY.PATH=VALUE, found {override!r}: "
             "write for example capture.tokens=4096."
         )
     *parents, last = key_path.split(".")
-    target = data
-    for parent in parents:
-        if not isinstance(target, dict):
-            break
+    target: Any = data
+    for depth, parent in enumerate(parents, 1):
         target = target.setdefault(parent, {})
-    if not isinstance(target, dict):
-        raise StudyError(f"--set {key_path}: {'.'.join(parents)} holds a value, not further keys.")
-    target[last] = yaml.safe_load(value)
+        if not isinstance(target, dict):
+            raise StudyError(
+                f"--set {key_path}: {'.'.join(parents[:depth])} holds {target!r}, no further keys."
+            )
+    try:
+        target[last] = yaml.load(value, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {key_path}: {_one_line(error)}, found {value!r}.") from error
 
 
-def _explain(error: ValidationError, path: str | Path) -> str:
-    errors = error.errors()
-    # A misspelt key causes others to be missing: the misspelling is what to say.
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = ".".join(str(part) for part in first["loc"] if not _is_union_branch(part))
-    more = f" ({len(errors) - 1} more problems follow from there)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{path}: {_unknown_key(place, first['loc'])}{more}."
-    if first["type"] == "missing":
-        return f"{path}: {place} must be given and is missing{more}."
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
-    return f"{path}: {place + ': ' if place else ''}{message}{found}{more}."
-
-
-def _is_union_branch(part: int | str) -> bool:
-    # pydantic adds the name of the union member that it tried to the location.
-    return isinstance(part, str) and bool(re.search(r"\[|^(str|int|float|bool|Condition)$", part))
-
-
-def _unknown_key(place: str, location: Sequence[int | str]) -> str:
-    valid = _valid_keys(location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"valid keys are: {', '.join(valid)}"
-    return f"unknown key {place!r}; {hint}".rstrip(".")
-
-
-def _valid_keys(location: Sequence[int | str]) -> list[str]:
-    sections: Mapping[str, type[BaseModel]] = {
-        "model": ModelSettings,
-        "tasks": TaskSettings,
-        "capture": CaptureSettings,
-        "resources": ResourceSettings,
-        "analyses": AnalysisSettings,
-    }
-    if not location:
-        return list(Study.model_fields)
-    section = Condition if "filter" in location else sections[str(location[0])]
-    return [field.alias or name for name, field in section.model_fields.items()]
+def _one_line(error: yaml.YAMLError) -> str:
+    """What is wrong with some YAML and where, without the lines that PyYAML draws."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"{error.problem} in line {mark.line + 1}, column {mark.column + 1}"

@@ -8,10 +8,12 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 import contextlib
 import io
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import duckdb.func
 import pyarrow as pa
 
 from storage.errors import QueryError
@@ -22,8 +24,11 @@ from storage.sqlfiles import load_query, quote
 __all__ = [
     "EXPORT_FORMATS",
     "VIEWS",
+    "add_function",
     "connect",
+    "define_views",
     "export",
+    "fetch",
     "open_connection",
     "render",
     "run_query",
@@ -135,14 +140,31 @@ def connect(
         files: the store's files.
         threads: most threads that a query may use; all cores if not given.
         memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
+
+    Raises:
+        QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
     if files.filesystem is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
         connection.register_filesystem(files.filesystem)
-    for statement in view_statements(files):
-        connection.execute(statement)
+    define_views(connection, view_statements(files))
     return connection
+
+
+def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    """Make or replace the views of a connection.
+
+    Raises:
+        QueryError: with DuckDB's message, if a file that a view needs is damaged.
+    """
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
+        ) from error
 
 
 def open_connection(
@@ -156,6 +178,31 @@ def open_connection(
         connection.execute(f"set memory_limit = {quote(memory_limit)}")
     connection.execute("set enable_progress_bar = false")
     return connection
+
+
+def add_function(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    function: Callable[..., pa.Array],
+    parameters: Sequence[str],
+    result: str,
+) -> None:
+    """Make a Python function of Arrow columns callable from SQL on one connection.
+
+    Args:
+        connection: the connection.
+        name: its name in SQL.
+        function: takes one array per parameter and returns one of the same length.
+        parameters: DuckDB types of the parameters.
+        result: DuckDB type of the result.
+    """
+    connection.create_function(
+        name,
+        function,
+        list(parameters),
+        result,
+        type=duckdb.func.ARROW,
+    )
 
 
 def run_query(
@@ -173,6 +220,21 @@ def run_query(
     if relation is None:
         raise QueryError("the query returns no rows to show: ask with a select statement.")
     return relation
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
+) -> pa.Table:
+    """Run one query to its end; `run_query` alone meets damaged files only when rows are read.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    relation = run_query(connection, query, params)
+    try:
+        return relation.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
 
 
 def render(
@@ -240,11 +302,10 @@ def _record_source(files: StoreFiles, name: str) -> str:
     pattern, shape = _RECORDS[name]
     if next(files.glob(pattern), None) is None:
         return _empty({column: _type_text(field) for column, field in shape.items()})
-    # Not read_json: it takes five times as long for many small files, and stops at the record of
-    # a run with some 40,000 shards, which is larger than the largest object it takes by default.
-    structure = quote(json.dumps(shape))
-    path = quote(f"{files.root}/{pattern}")
-    return f"(select unnest(from_json(content, {structure})) from read_text({path}))"
+    query = load_query("storage", "json_records").text.format(
+        structure=quote(json.dumps(shape)), pattern=quote(f"{files.root}/{pattern}")
+    )
+    return f"({query})"
 
 
 def _table_source(files: StoreFiles, table: Table) -> str:

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ Result = TypeVar("Result")
 
 _ROW_GROUP_ROWS = 1 << 17
 """Large enough to compress well, small enough that a filter on layer skips most of a big part."""
+
+_PARTITION = re.compile(r"/(run|task|analysis)=")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +71,19 @@ class StoreFiles:
             StoreError: if the path or URL cannot be one of a store, or its driver is missing.
         """
         text = os.fspath(root)
-        if any(character in text for character in "*?["):
+        if any(character in text for character in "*?[\\"):
             raise StoreError(
-                f"store path must not contain '*', '?' or '[' because SQL engines read them as "
-                f"patterns, found {text!r}: rename the folder."
+                "store path must not contain '*', '?', '[' or a backslash because SQL engines read "
+                f"them as patterns, found {text!r}: rename the folder."
             )
         text = text.removeprefix("file://")
         self._backend = ObjectStore(text) if "://" in text else LocalFolder(text)
+        if _PARTITION.search(self.root):
+            raise StoreError(
+                "store path must not lie below a folder named run=..., task=... or analysis=... "
+                f"because readers take it for a partition, found {self.root!r}: choose "
+                "another folder."
+            )
 
     @property
     def root(self) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from storage import layout
 from storage.errors import StoreError
 from storage.files import FileRecord, StoreFiles
@@ -22,6 +24,7 @@ class Store:
     def __init__(self, files: StoreFiles) -> None:
         self.files = files
         self._connection: duckdb.DuckDBPyConnection | None = None
+        self._views: list[str] = []
 
     def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
         """Run one SQL query over the views of this store.
@@ -40,6 +43,12 @@ class Store:
 
         return run_query(self.connection, query, params)
 
+    def table(self, query: str, params: dict[str, Any] | None = None) -> pa.Table:
+        """All rows of one query as an Arrow table; arguments and errors as `sql`."""
+        from storage import catalog
+
+        return catalog.fetch(self.connection, query, params)
+
     def render(self, query: str, *, max_width: int, max_rows: int) -> str:
         """A query's result as a text table; see `storage.catalog.render`."""
         from storage import catalog
@@ -54,9 +63,16 @@ class Store:
 
     @property
     def connection(self) -> "duckdb.DuckDBPyConnection":
-        """The connection behind `sql`, made on first use."""
+        """The connection behind `sql`, made on first use; its views follow the store."""
+        from storage import catalog
+
+        views = catalog.view_statements(self.files)
         if self._connection is None:
             self._connection = self.connect()
+        elif views != self._views:
+            # DuckDB cannot read a table without files: its view reads them once there are some.
+            catalog.define_views(self._connection, views)
+        self._views = views
         return self._connection
 
     def connect(

@@ -4,12 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage.errors import DamagedFileError
-from storage.files import StoreFiles
+from storage import layout
+from storage.errors import DamagedFileError, QueryError
+from storage.files import FileRecord, StoreFiles
 from storage.sqlfiles import load_query
 from storage.store import Store
 
 __all__ = ["VerifyReport", "verify_store"]
+
+_RUN_KEYS = {"run", "study", "model", "tasks", "shards"}
+_COMMIT_KEYS = {"run", "task", "shard", "num_samples", "num_tokens", "num_counted"}
+_DAMAGED = "the record is damaged: it does not hold what a record must"
 
 
 @dataclass(slots=True)
@@ -31,15 +36,16 @@ def verify_store(
 ) -> VerifyReport:
     """Check all committed files of a store, then that their contents agree.
 
-    Each file must exist with the size, SHA-256 and row count of its record; then for each shard
-    samples, tokens and statistics must count the same tokens and neurons.
+    Each record must be whole and in its place; each file must exist with the size, SHA-256 and row
+    count of its record; then for each shard samples, tokens and statistics must count the same
+    tokens and neurons.
 
     Args:
         store: the store.
         on_file: called with the path of each file before it is read; on an object store from
             several threads.
     """
-    report = VerifyReport()
+    report = VerifyReport(problems=list(_run_problems(store)))
     for files, is_shard, problems in store.files.map(
         lambda path: _check_record(store, path, on_file), _record_paths(store)
     ):
@@ -58,6 +64,42 @@ def _record_paths(store: Store) -> list[str]:
     )
 
 
+def _run_problems(store: Store) -> Iterator[str]:
+    """Runs with committed shards whose own record, which says what was planned, is not whole."""
+    commits = store.files.list("runs/*/commits/*/*.json")
+    for folder in sorted({path.split("/commits/")[0] for path in commits}):
+        path = f"{folder}/run.json"
+        if not store.files.exists(path):
+            yield f"{path}: the file is missing, and the run has committed shards."
+            continue
+        try:
+            record = store.files.get_json(path)
+        except DamagedFileError as error:
+            yield f"{path}: {error}"
+            continue
+        if not isinstance(record, dict) or not record.keys() >= _RUN_KEYS:
+            yield f"{path}: {_DAMAGED}."
+
+
+def _record_problem(path: str, record: Any) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("files"), list):
+        return _DAMAGED
+    if not all(_is_file_record(file) for file in record["files"]):
+        return _DAMAGED
+    if "/commits/" not in path:
+        return None
+    if not record.keys() >= _COMMIT_KEYS:
+        return _DAMAGED
+    expected = layout.commit_path(record["run"], record["task"], record["shard"])
+    return None if path == expected else f"the record speaks of another shard, {expected}"
+
+
+def _is_file_record(file: Any) -> bool:
+    return isinstance(file, dict) and {key: type(value) for key, value in file.items()} == (
+        FileRecord.__annotations__
+    )
+
+
 def _check_record(
     store: Store, path: str, on_file: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], bool, list[str]]:
@@ -66,6 +108,9 @@ def _check_record(
         record = store.files.get_json(path)
     except DamagedFileError as error:
         return [], False, [f"{path}: {error}"]
+    damage = _record_problem(path, record)
+    if damage is not None:
+        return [], False, [f"{path}: {damage}."]
     problems = []
     for file in record["files"]:
         on_file(file["path"])
@@ -95,7 +140,11 @@ def _file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:
 
 
 def _count_problems(store: Store) -> Iterator[str]:
-    rows = store.sql(load_query("storage", "reconcile").text).to_arrow_table().to_pylist()
+    try:
+        rows = store.table(load_query("storage", "reconcile").text).to_pylist()
+    except QueryError as error:
+        yield f"the tables cannot be read: {error}"
+        return
     for row in rows:
         key = f"run {row.pop('run')}, task {row.pop('task')}, shard {row.pop('shard')}"
         found = ", ".join(f"{name} {value}" for name, value in row.items())

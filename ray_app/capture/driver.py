@@ -1,6 +1,6 @@
 """The driver: gives shards to workers, commits what they finished, and reports progress."""
 
-from ray_app.capture.workers import BatchDone, Workers
+from ray_app.capture.workers import BatchDone, ShardLost, Workers
 from ray_app.progress import Progress
 from ray_app.run import Run
 
@@ -19,6 +19,9 @@ def capture(run: Run, workers: Workers, progress: Progress) -> int:
     for event in workers.work(run.remaining()):
         if isinstance(event, BatchDone):
             progress.advance(event.num_tokens)
+            continue
+        if isinstance(event, ShardLost):
+            progress.lost(event.shard.task, event.shard.shard, event.num_tokens, event.reason)
             continue
         shard = event.shard
         run.store.commit(

@@ -5,15 +5,32 @@ in float64 by the parallel-variance formula of Chan, Golub and LeVeque (1979), s
 number of positions nor a mean far from zero costs accuracy.
 """
 
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-__all__ = ["MomentAccumulator"]
+__all__ = [
+    "CompiledMomentAccumulator",
+    "MomentAccumulator",
+    "Reduction",
+    "can_compile",
+    "make_accumulator",
+]
 
 _BLOCK_ROWS = 128
 """128 rows x 1536 neurons of float32 fill 0.8 MB; larger blocks fall out of a core's cache."""
+
+
+Reduction = Literal["eager", "compiled"]
+"""How a block is reduced: by torch's operators one after the other, or by one compiled kernel. Both
+are as exact, and differ in the last bits."""
 
 
 class MomentAccumulator:
@@ -46,17 +63,7 @@ class MomentAccumulator:
 
     def _add_block(self, z: Tensor) -> None:
         rows = z.shape[0]
-        scratch, sums = self._scratch[:rows], self._block_sums
-        mean = z.sum(0, dtype=torch.float64) / rows
-
-        torch.sub(z, mean.float(), out=scratch)
-        m2 = scratch.square_().sum(0).double()
-        torch.sum(torch.abs(z, out=scratch).sqrt_(), 0, out=sums[0])
-        torch.sum(torch.clamp(z, min=0, out=scratch), 0, out=sums[1])
-        torch.sum(torch.clamp(z, max=0, out=scratch), 0, out=sums[2])
-        torch.sum(torch.sign(z, out=scratch), 0, out=sums[3])
-        torch.sum(scratch.abs_(), 0, out=sums[4])
-
+        mean, m2, sums = self._reduce(z)
         total = self._count + rows
         delta = mean - self._mean
         self._mean += delta * (rows / total)
@@ -65,6 +72,20 @@ class MomentAccumulator:
         torch.minimum(self._min, z.amin(0), out=self._min)
         torch.maximum(self._max, z.amax(0), out=self._max)
         self._count = total
+
+    def _reduce(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean, sum of squares about it, sums) of one block."""
+        rows = z.shape[0]
+        scratch, sums = self._scratch[:rows], self._block_sums
+        mean = z.sum(0, dtype=torch.float64) / rows
+        torch.sub(z, mean.float(), out=scratch)
+        m2 = scratch.square_().sum(0).double()
+        torch.sum(torch.abs(z, out=scratch).sqrt_(), 0, out=sums[0])
+        torch.sum(torch.clamp(z, min=0, out=scratch), 0, out=sums[1])
+        torch.sum(torch.clamp(z, max=0, out=scratch), 0, out=sums[2])
+        torch.sum(torch.sign(z, out=scratch), 0, out=sums[3])
+        torch.sum(scratch.abs_(), 0, out=sums[4])
+        return mean, m2, sums
 
     def first_non_finite(self) -> int | None:
         """Index of the first neuron that saw a NaN or an infinity, if any did."""
@@ -87,3 +108,67 @@ class MomentAccumulator:
             "min": pa.array(self._min.cpu().numpy()),
             "max": pa.array(self._max.cpu().numpy()),
         }
+
+
+class CompiledMomentAccumulator(MomentAccumulator):
+    """The same statistics, by a kernel that reads a block twice instead of seventeen times.
+
+    torch.compile builds the kernel on first use, which takes a C++ compiler (on GPUs, Triton) and
+    some seconds, and keeps it for later processes of the machine.
+    """
+
+    def _add_block(self, z: Tensor) -> None:
+        rows = z.shape[0]
+        state = self._mean, self._m2, self._sums, self._min, self._max
+        before = torch.full((), self._count, dtype=torch.float64, device=z.device)
+        _compiled_add()(z, before, *state)
+        self._count += rows
+
+
+def can_compile() -> bool:
+    """Whether this machine has what torch.compile needs on CPUs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def make_accumulator(
+    width: int, device: torch.device | str = "cpu", *, reduction: Reduction = "eager"
+) -> MomentAccumulator:
+    """Statistics of `width` neurons, reduced as the run began to reduce them."""
+    kind = MomentAccumulator if reduction == "eager" else CompiledMomentAccumulator
+    return kind(width, device)
+
+
+@cache
+def _compiled_add() -> Callable[..., None]:
+    return torch.compile(_add, dynamic=True)
+
+
+def _add(
+    z: Tensor, before: Tensor, mean: Tensor, m2: Tensor, sums: Tensor, low: Tensor, high: Tensor
+) -> None:
+    """Merge one block (rows, width) into the statistics of `before` rows, in place."""
+    rows = z.shape[0]
+    # Sums of 128 float32 are off by some 1e-6 of the mean; what the values about that rough mean
+    # sum to is known much better, and corrects it.
+    rough = z.sum(0) / rows
+    about = z - rough
+    rest = about.sum(0).double()
+    block_mean = rough.double() + rest / rows
+    block_m2 = about.square().sum(0).double() - rest * rest / rows
+    size = z.abs()
+    block_sums = torch.stack(
+        [
+            size.sqrt().sum(0),
+            z.clamp(min=0).sum(0),
+            z.clamp(max=0).sum(0),
+            z.sign().sum(0),
+            z.sign().abs().sum(0),
+        ]
+    )
+    share = rows / (before + rows)
+    delta = block_mean - mean
+    mean.add_(delta * share)
+    m2.add_(block_m2 + delta * delta * (before * share))
+    sums.add_(block_sums)
+    low.copy_(torch.minimum(low, z.amin(0)))
+    high.copy_(torch.maximum(high, z.amax(0)))

@@ -1,6 +1,5 @@
 """``actlake plan`` and ``actlake capture``."""
 
-import os
 import time
 from pathlib import Path
 
@@ -8,14 +7,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ray_app.actors import RayWorkers, ray_session
+from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
+from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
-from ray_app.plan import Costs, Plan, check_fits, gib, inspect_model, make_plan
+from ray_app.placement import place
+from ray_app.plan import Costs, ModelFacts, Plan, check_fits, gib, inspect_model, make_plan
 from ray_app.progress import open_progress
 from ray_app.run import Run, begin_run, find_run
 from ray_app.study import Study, load_study
-from storage import StoreFiles, create_store
+from storage import Store, StoreFiles, create_store
 
 _console = Console(stderr=True, highlight=False)
 
@@ -35,36 +36,48 @@ def capture(study_path: Path, store_path: str, overrides: list[str], *, new_run:
     study = _load(study_path, overrides)
     store = create_store(store_path)
     model = inspect_model(study)
-    replicas = study.resources.replicas
     run = find_run(store, study, model, new_run=new_run)
-    if run is None:
-        threads = study.resources.threads or max(1, (os.cpu_count() or 1) // replicas)
-        run = begin_run(store, study, model, threads=threads, on_task=_say_task)
-    remaining = run.remaining()
-    _console.print(
-        f"run [bold]{run.id}[/]: {len(run.shards) - len(remaining)} of {len(run.shards)} shards "
-        f"committed, {len(remaining)} to do"
-    )
-    if remaining:
-        _capture_remaining(run, replicas)
+    if run is None or run.remaining():
+        with ray_session():
+            run = _capture_remaining(store, study, model, run)
     _console.print(
         f"run [bold]{run.id}[/] is complete in {store.files.root} after "
         f"{time.monotonic() - start:.0f} s; next: actlake analyse {store_path}"
     )
 
 
-def _capture_remaining(run: Run, replicas: int) -> None:
+def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run | None) -> Run:
+    begun = None if run is None else int(run.record["threads"])
+    placement = place(study, model, cluster_nodes(), threads=begun)
+    if run is None:
+        run = begin_run(
+            store,
+            study,
+            model,
+            threads=placement.threads,
+            reduction=study.resources.reduction,
+            on_task=_say_task,
+        )
     remaining = run.remaining()
+    _console.print(
+        f"run [bold]{run.id}[/]: {len(run.shards) - len(remaining)} of {len(run.shards)} shards "
+        f"committed, {len(remaining)} to do"
+    )
     start = time.monotonic()
-    with ray_session():
-        workers = RayWorkers(run.stage_spec(), replicas=replicas)
+    specs = run.stage_specs(placement.cut)
+    with (
+        drive_alone(store.files, run.id),
+        ray_workers(specs, placement, max_deaths=study.resources.max_deaths) as workers,
+    ):
         _console.print(
-            f"{replicas} x {run.record['model']['architecture']} loaded in "
+            f"{placement.replicas} x {len(placement.cut)} stage(s) of "
+            f"{run.record['model']['architecture']}, {placement.threads} thread(s) each, loaded in "
             f"{time.monotonic() - start:.0f} s"
         )
         total = sum(shard.num_tokens for shard in remaining)
         with open_progress(total_tokens=total, total_shards=len(remaining)) as progress:
             driver.capture(run, workers, progress)
+    return run
 
 
 def _load(study_path: Path, overrides: list[str]) -> Study:
@@ -96,7 +109,7 @@ def _print_plan(made: Plan, costs: Costs) -> None:
         f"{model.num_parameters:,} parameters, {model.num_neurons:,} neurons captured\n"
         f"store   {costs.num_files:,} files, about {gib(costs.num_bytes)}; "
         f"{free}\n"
-        f"memory  {costs.replicas} replica(s) of about {gib(costs.actor_bytes)}; "
-        f"{gib(costs.available_memory)} are available",
+        f"memory  {costs.replicas} replica(s) of {len(costs.stage_bytes)} stage(s) of at most "
+        f"{gib(costs.actor_bytes)}; {gib(costs.available_memory)} are available",
         soft_wrap=True,
     )

@@ -1,24 +1,30 @@
 """Loading configurations, tokenizers and models from a hub, a folder, a GGUF file or a package."""
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
+from ray_app.hub import why_unreachable
+from ray_app.models.errors import ModelError
 from ray_app.models.gguf import unpack_gguf
+from ray_app.models.parts import StageModel, find_parts, whole_parts
+from ray_app.models.sites import empty_model, layer_prefixes
+from ray_app.models.weights import build_model, random_tensors, read_tensors
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
-from storage import ActlakeError
 
 __all__ = [
     "ModelError",
     "ModelFiles",
     "load_config",
     "load_model",
+    "load_stage",
     "load_tokenizer",
     "locate_model",
     "quiet_transformers",
@@ -28,13 +34,11 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' warnings and progress bars out of our own output."""
+    """Keep the warnings and progress bars of transformers and bitsandbytes out of our output."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-class ModelError(ActlakeError):
-    """A model cannot be found, loaded or understood."""
+    # It says at every call that 8-bit maps round their inputs to float16: that is what LLM.int8 is.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,33 +116,83 @@ def load_tokenizer(
 
 
 def load_model(settings: ModelSettings, files: ModelFiles) -> nn.Module:
-    """The whole causal language model, in evaluation mode, on the CPU.
+    """The whole causal language model, in evaluation mode, on the CPU; errors as `load_stage`."""
+    return load_stage(settings, files).model
 
-    Random initialisation runs the architecture's own initialiser under the study's seed, in
-    float32, and converts afterwards, so that every dtype starts from the same numbers.
+
+def load_stage(
+    settings: ModelSettings,
+    files: ModelFiles,
+    layers: range | None = None,
+    *,
+    device: str = "cpu",
+) -> StageModel:
+    """Some layers of a causal language model, in evaluation mode.
+
+    Only the tensors of these layers (and of the embedding or head, if they belong to the stage)
+    are read. Random initialisation runs the architecture's own initialisers, in float32, and
+    converts afterwards, so that every dtype starts from the same numbers.
+
+    Args:
+        settings: which model.
+        files: from `locate_model`.
+        layers: the layers of the stage; all if not given.
+        device: where the weights go.
 
     Raises:
-        ModelError: if the weights cannot be read or the architecture has no language model head.
+        ModelError: if the weights cannot be read, some are missing, or the architecture has no
+            language model head or cannot be cut.
     """
-    dtype = getattr(torch, settings.dtype)
+    config = load_config(settings, files)
+    skeleton = empty_model(config)
+    model_class = type(skeleton)
+    tied = dict(skeleton.all_tied_weights_keys)
+    prefixes = layer_prefixes(skeleton, config.get_text_config().num_hidden_layers)
+    if layers is None or len(layers) == len(prefixes):
+        parts, layers = whole_parts(prefixes, config), range(len(prefixes))
+    else:
+        parts = find_parts(skeleton, config)
     try:
         if settings.init == "random":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(settings.init_seed)
-                config = load_config(settings, files)
-                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            model = model.to(dtype)
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                files.name,
-                revision=settings.revision,
-                attn_implementation=settings.attention,
-                dtype=dtype,
+            tensors: dict[str, Any] = random_tensors(
+                model_class, config, parts, layers, seed=settings.init_seed
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        else:
+            tensors = _stored_tensors(settings, files, model_class, tied, parts.absent(layers))
+        model = build_model(
+            model_class, config, parts, layers, tensors, settings=settings, device=device
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise _cannot_load("weights", settings, error) from error
-    loaded: nn.Module = model.eval().requires_grad_(False)
-    return loaded
+    return StageModel(model.eval().requires_grad_(False), parts, layers)
+
+
+def _stored_tensors(
+    settings: ModelSettings,
+    files: ModelFiles,
+    model_class: type[transformers.PreTrainedModel],
+    tied: dict[str, str],
+    absent: list[str],
+) -> dict[str, Any]:
+    prefix = model_class.base_model_prefix
+
+    def wanted(name: str) -> bool:
+        # Checkpoints saved from the bare model leave its prefix out.
+        names = (name, f"{prefix}.{name}")
+        return name in tied or not any(_lies_in(n, module) for n in names for module in absent)
+
+    tensors = read_tensors(files.name, settings.revision, wanted)
+    for target, source in tied.items():
+        stored = tensors.pop(target, None)
+        # Of weights that are tied, a checkpoint may hold either name.
+        here = not any(_lies_in(source, module) for module in absent)
+        if stored is not None and here and source not in tensors:
+            tensors[source] = stored
+    return tensors
+
+
+def _lies_in(tensor: str, module: str) -> bool:
+    return tensor.startswith(module + ".")
 
 
 def _locate_gguf(settings: ModelSettings, path: Path) -> ModelFiles:
@@ -159,11 +213,18 @@ def _digest(paths: list[Path]) -> str:
 
 
 def _hub_commit(settings: ModelSettings) -> str:
+    unreachable = why_unreachable()
     try:
         config = transformers.AutoConfig.from_pretrained(
             settings.source, revision=settings.revision
         )
     except (OSError, ValueError, KeyError) as error:
+        if unreachable is not None:
+            raise ModelError(
+                f"model.source {settings.source!r} is no folder or file here and not in the local "
+                f"cache, and the hub cannot be asked for it ({unreachable}): check the id and the "
+                "network, or give a local folder."
+            ) from error
         raise _cannot_load("configuration", settings, error) from error
     return f"hub:{config._commit_hash or settings.revision or 'unknown'}"
 

@@ -7,7 +7,7 @@ the residual stream. What is found is confirmed on a probe batch by behaviour: e
 with its width, and only the attention site of the first layer mixes positions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ray_app.models.errors import ModelError
 from ray_app.models.hooks import read_inputs
-from ray_app.models.loading import ModelError
 
-__all__ = ["SiteLocation", "confirm_sites", "empty_model", "find_sites"]
+__all__ = ["SiteLocation", "confirm_sites", "empty_model", "find_sites", "layer_prefixes"]
 
 _PROBE_LENGTH = 8
 
@@ -40,7 +40,7 @@ class SiteLocation:
     """Neurons of one attention head; None at 'mlp'."""
 
 
-def empty_model(config: transformers.PreTrainedConfig) -> nn.Module:
+def empty_model(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
     """The model's modules without any memory for weights, to look at its structure.
 
     Raises:
@@ -48,8 +48,15 @@ def empty_model(config: transformers.PreTrainedConfig) -> nn.Module:
     """
     try:
         with torch.device("meta"):
-            model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+            model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+                config
+            )
     except ValueError as error:
+        if "attn_implementation" in str(error):
+            raise ModelError(
+                f"model.attention: {config._attn_implementation} is not supported by transformers "
+                f"for the architecture {config.model_type!r}: set model.attention to eager."
+            ) from error
         raise ModelError(
             f"the architecture {config.model_type!r} has no causal language model in "
             "transformers: actlake captures decoders that AutoModelForCausalLM can load."
@@ -77,7 +84,7 @@ def find_sites(
     heads, hidden = text.num_attention_heads, text.hidden_size
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     found = []
-    for layer, prefix in enumerate(_layer_prefixes(model, text.num_hidden_layers)):
+    for layer, prefix in enumerate(layer_prefixes(model, text.num_hidden_layers)):
         modules = dict(model.named_modules())
         names = {
             site: pattern.format(layer=layer) for site, pattern in (by_hand or {}).items()
@@ -100,11 +107,21 @@ def find_sites(
     return found
 
 
-def confirm_sites(model: nn.Module, sites: list[SiteLocation]) -> None:
+def confirm_sites(
+    model: nn.Module,
+    sites: list[SiteLocation],
+    *,
+    run: Callable[[Tensor], object] | None = None,
+) -> None:
     """Run a probe batch and check that the sites behave as what they are taken for.
 
     Each hook must fire exactly once with one row of `width` per position, and when only the first
     token changes, the attention site of the first captured layer must change at later positions.
+
+    Args:
+        model: the model, or a stage of it.
+        sites: its sites; nothing is checked if there are none.
+        run: runs (1, P) token ids through the stage; through the whole model if not given.
 
     Raises:
         ModelError: naming the site, the layer and what was seen.
@@ -114,7 +131,8 @@ def confirm_sites(model: nn.Module, sites: list[SiteLocation]) -> None:
     tokens = torch.arange(_PROBE_LENGTH).unsqueeze(0) % vocabulary
     changed = tokens.clone()
     changed[0, 0] = (changed[0, 0] + vocabulary // 2) % vocabulary
-    first, second = _probe(model, modules, tokens), _probe(model, modules, changed)
+    run = run or (lambda ids: model(input_ids=ids, use_cache=False))
+    first, second = _probe(run, modules, tokens), _probe(run, modules, changed)
     for site in sites:
         seen = [tuple(z.shape) for z in first[site.site, site.layer]]
         expected = (_PROBE_LENGTH, site.width)
@@ -124,7 +142,7 @@ def confirm_sites(model: nn.Module, sites: list[SiteLocation]) -> None:
                 f"forward pass with shape {expected}, found {seen or 'no call at all'}: name the "
                 "right modules in model.site_modules."
             )
-    start = min(site.layer for site in sites)
+    start = min((site.layer for site in sites), default=None)
     for site in sites:
         if site.site == "attn" and site.layer == start:
             before, after = (probe[site.site, site.layer][0][1:] for probe in (first, second))
@@ -136,7 +154,9 @@ def confirm_sites(model: nn.Module, sites: list[SiteLocation]) -> None:
 
 
 def _probe(
-    model: nn.Module, modules: Mapping[tuple[str, int], nn.Module], tokens: Tensor
+    run: Callable[[Tensor], object],
+    modules: Mapping[tuple[str, int], nn.Module],
+    tokens: Tensor,
 ) -> dict[tuple[str, int], list[Tensor]]:
     seen: dict[tuple[str, int], list[Tensor]] = {key: [] for key in modules}
 
@@ -145,11 +165,16 @@ def _probe(
         seen[key].append(z.flatten(0, -2).clone())
 
     with torch.inference_mode(), read_inputs(modules, keep):
-        model(input_ids=tokens, use_cache=False)
+        run(tokens)
     return seen
 
 
-def _layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
+def layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
+    """Names of the decoder layers, in order.
+
+    Raises:
+        ModelError: if the model has no list of that many layers of one kind.
+    """
     lists = [
         name
         for name, module in model.named_modules()

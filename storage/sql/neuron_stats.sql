@@ -4,7 +4,8 @@
 with
 
 -- E[z^2] of a shard is m2 / n + mean^2. Merging through it is one pass and, in float64, keeps
--- the variance to a relative error of about 1e-15 * (1 + mean^2 / variance).
+-- the variance to a relative error of about 1e-15 * (1 + mean^2 / variance). Threads meet shards in
+-- any order: fsum carries what rounding loses, so that every query gets the same last digit.
 merged as (
     select
         run,
@@ -14,12 +15,12 @@ merged as (
         neuron,
         any_value(head) as head,
         sum(n)::bigint as n,
-        sum(n * mean) / sum(n) as mean,
-        sum(m2 + n * mean * mean) / sum(n) as mean_square,
-        sum(abs_sum) / sum(n) as abs,
-        sum(sqrt_sum) / sum(n) as sqrt,
-        sum(pos_sum) / sum(n) as pos,
-        sum(neg_sum) / sum(n) as neg,
+        fsum(n * mean) / sum(n) as mean,
+        fsum(m2 + n * mean * mean) / sum(n) as mean_square,
+        fsum(abs_sum) / sum(n) as abs,
+        fsum(sqrt_sum) / sum(n) as sqrt,
+        fsum(pos_sum) / sum(n) as pos,
+        fsum(neg_sum) / sum(n) as neg,
         sum(pos_count) / sum(n) as freq,
         sum(nonzero_count) / sum(n) as nonzero,
         min(min) as min,

@@ -21,6 +21,9 @@ from storage import (
 )
 
 
+NO_RUN_RECORD = "runs/run=r/run.json: the file is missing, and the run has committed shards."
+
+
 def selection_rows(count: int) -> pa.Table:
     columns = {}
     for field in TABLES["selections"].schema:
@@ -168,18 +171,18 @@ def test_verify_reads_every_byte(store_root: str) -> None:
     store = open_store(store_root)
     seen: list[str] = []
     report = verify_store(store, on_file=seen.append)
-    # There is no run.json, so counts have nothing to disagree with.
-    assert (report.num_files, report.num_shards, report.problems) == (20, 20, [])
+    assert (report.num_files, report.num_shards) == (20, 20)
+    assert report.problems == [NO_RUN_RECORD]
     assert len(seen) == 20
     path = "runs/run=r/samples/task=t/shard-00003.parquet"
     table = store.files.get_table(path)
     changed = table.set_column(2, "sample", pa.array([9, 1, 2], pa.int32()))
     store.files.put_table(path, "samples", changed)
     problems = verify_store(open_store(store_root)).problems
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{path}: the content was altered")
+    assert len(problems) == 2
+    assert problems[1].startswith(f"{path}: the content was altered")
     store.files.put(path, b"short")
-    assert "the file has 5 bytes where" in verify_store(open_store(store_root)).problems[0]
+    assert "the file has 5 bytes where" in verify_store(open_store(store_root)).problems[1]
 
 
 def test_the_record_of_a_run_may_be_larger_than_duckdb_reads_by_default(tmp_path: Path) -> None:

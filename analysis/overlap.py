@@ -1,0 +1,275 @@
+"""From importance to overlap: which neurons a task uses more than the reference, and who shares.
+
+Importance and score follow Pochinkov and Schoots (2024, arXiv 2403.01267) and Pochinkov, Jones and
+Rahman (2024, arXiv 2408.17324): score = importance in the task / (importance in the reference +
+eps). `rms` is sqrt(E[z^2]) and `std` the standard deviation, as the papers define them. The top
+fraction of neurons by score is selected, and the selections of any two tasks are compared with
+what chance would share (hypergeometric distribution).
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.errors import AnalysisError
+from analysis.settings import EPS, AnalysisSettings, Within
+from analysis.steps import Steps
+from storage import FileRecord, Store, StoreFiles, layout
+from storage.catalog import open_connection
+from storage.files import canonical_json
+
+__all__ = ["Analysis", "analyse_run", "overlap_of_scores"]
+
+_TABLES = ("importance", "scores", "selections", "overlap")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """A finished analysis."""
+
+    id: str
+    """Its id: the value of column ``analysis``, and the name of its folder."""
+    files: tuple[FileRecord, ...]
+    """Its tables."""
+    is_new: bool
+    """False if the very same analysis was already in the store."""
+
+
+def analyse_run(
+    store: Store,
+    run: str,
+    settings: AnalysisSettings,
+    *,
+    reference: str | None = None,
+    partial: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Analysis:
+    """Compute importance, scores, selections and overlap of a run and keep them in the store.
+
+    The id is a digest of the run's committed shards and all parameters, so the same question of
+    the same data is answered once.
+
+    Args:
+        store: the store.
+        run: id of the run.
+        settings: what to compute.
+        reference: the task to score against; the study's own if not given.
+        partial: whether to analyse a run whose capture is not complete.
+        on_step: called with the name of each step before it runs.
+
+    Raises:
+        AnalysisError: if the run is not complete, or a task, site or fraction does not fit it.
+    """
+    record = store.run_record(run)
+    parameters = _parameters(record, settings, reference)
+    lineage = _lineage(store, record, partial=partial)
+    key = {"run": run, "parameters": parameters, "lineage": lineage}
+    analysis = f"overlap-{hashlib.sha256(canonical_json(key)).hexdigest()[:8]}"
+    manifest = layout.analysis_manifest_path(analysis)
+    if store.files.exists(manifest):
+        files = store.files.get_json(manifest)["files"]
+        return Analysis(
+            id=analysis, files=tuple(FileRecord(**file) for file in files), is_new=False
+        )
+    steps = Steps(store.connect(), on_step)
+    _score(steps, run, parameters)
+    _select_and_compare(steps, parameters["fractions"], parameters["within"])
+    folder = layout.analysis_folder(analysis)
+    written = tuple(
+        store.files.put_batches(f"{folder}/{name}.parquet", name, steps.batches(name))
+        for name in _TABLES
+    )
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    store.files.put_json(
+        manifest,
+        {"analysis": analysis, **key, "created": created, "files": [f.to_dict() for f in written]},
+    )
+    return Analysis(id=analysis, files=written, is_new=True)
+
+
+def overlap_of_scores(
+    scores: Path,
+    fractions: Sequence[float],
+    out: Path,
+    *,
+    within: Within = "model",
+    on_step: Callable[[str], None] = lambda step: None,
+) -> pa.Table:
+    """Selections and overlap of scores of one's own, as Parquet and CSV files.
+
+    Args:
+        scores: Parquet file with columns task (text), layer and neuron (integers from 0), score
+            (number; higher is more specific) and, if there are several sites, site (text).
+        fractions: fractions of the neurons to select, each in (0, 1].
+        out: folder to write ``selections`` and ``overlap`` to.
+        within: select the top fraction of the whole model or of each layer.
+        on_step: called with the name of each step before it runs.
+
+    Returns:
+        The table ``overlap``.
+
+    Raises:
+        AnalysisError: if the file lacks a column, or a score is missing, doubled or no number.
+        StoreError: if `out` cannot be written.
+    """
+    chosen = _checked_fractions(fractions)
+    site = _site_expression(scores)
+    steps = Steps(open_connection(), on_step)
+    steps.run("given_scores", {"file": str(scores)}, into="scores", site=site)
+    _check_scores(steps, scores)
+    _select_and_compare(steps, chosen, within)
+    files = StoreFiles(out)
+    for name in ("selections", "overlap"):
+        files.put_batches(f"{name}.parquet", name, steps.batches(name))
+        files.put(f"{name}.csv", steps.csv(name))
+    overlap: pa.Table = files.get_table("overlap.parquet")
+    return overlap
+
+
+def _parameters(
+    record: dict[str, Any], settings: AnalysisSettings, reference: str | None
+) -> dict[str, Any]:
+    """All that decides the result, with defaults filled in."""
+    chosen = reference or record["reference"]
+    tasks = [task["task"] for task in record["tasks"]]
+    if chosen not in tasks:
+        raise AnalysisError(
+            f"reference must be a task of the run {record['run']!r}, found {chosen!r}: choose "
+            f"one of {', '.join(tasks)}."
+        )
+    if len(tasks) < 2:
+        raise AnalysisError(
+            f"the run {record['run']!r} has no task besides its reference: nothing can be compared."
+        )
+    captured = sorted({site["site"] for site in record["sites"]})
+    sites = sorted(settings.sites or captured)
+    if missing := [site for site in sites if site not in captured]:
+        raise AnalysisError(
+            f"sites must be among those that the run captured ({', '.join(captured)}), "
+            f"found {missing[0]!r}."
+        )
+    return {
+        "reference": chosen,
+        "sites": sites,
+        "metrics": sorted(set(settings.metrics)),
+        "fractions": settings.fractions,
+        "within": settings.within,
+        "eps": EPS | settings.eps,
+        "seed": settings.seed,
+    }
+
+
+def _lineage(store: Store, record: dict[str, Any], *, partial: bool) -> dict[str, Any]:
+    run = record["run"]
+    committed = sorted(store.committed(run))
+    planned = len(record["shards"])
+    if len(committed) < planned and not partial:
+        raise AnalysisError(
+            f"the capture of run {run!r} is not complete ({len(committed)} of {planned} shards "
+            "are committed): finish it, or pass --partial to analyse what there is."
+        )
+    if missing := {task["task"] for task in record["tasks"]} - {task for task, _ in committed}:
+        raise AnalysisError(
+            f"task {min(missing)!r} of run {run!r} has no committed shard yet: capture more first."
+        )
+    return {"num_shards": len(committed), "shards": [list(shard) for shard in committed]}
+
+
+def _score(steps: Steps, run: str, parameters: dict[str, Any]) -> None:
+    asked = {key: parameters[key] for key in ("sites", "metrics", "seed")}
+    steps.run("importance", {"run": run, **asked})
+    eps = {f"eps_{site}": value for site, value in parameters["eps"].items()}
+    steps.run("scores", {"reference": parameters["reference"], **eps})
+
+
+def _select_and_compare(steps: Steps, fractions: Sequence[float], within: Within) -> None:
+    steps.run("quotas", {"fractions": list(fractions), "within": within})
+    empty = steps.first("empty_quota")
+    if empty is not None:
+        layer = "" if empty["stratum"] is None else f" of layer {empty['stratum']}"
+        raise AnalysisError(
+            f"fraction {empty['fraction']:g} selects no neuron: {empty['population']:,} neurons of "
+            f"site {empty['site']!r}{layer} can be chosen from; the smallest fraction is "
+            f"{1 / empty['population']:.2g}."
+        )
+    steps.run("ranks", {"within": within, "rest": 1 - max(fractions)})
+    steps.run("selections", {"within": within})
+    steps.run("overlap", {"within": within})
+
+
+def _checked_fractions(fractions: Sequence[float]) -> list[float]:
+    if not fractions:
+        raise AnalysisError("fractions must name at least one fraction, found none.")
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise AnalysisError(
+                f"each fraction must be in (0, 1], found {fraction:g}: give shares such as 0.01."
+            )
+    return sorted(set(fractions))
+
+
+def _site_expression(scores: Path) -> str:
+    """SQL for the site of a row, after checking that the file has the columns it must have."""
+    try:
+        schema = pq.read_schema(scores)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise AnalysisError(
+            f"cannot read the scores file {scores} as Parquet: {reason}."
+        ) from error
+    wanted = {"task": "text", "layer": "an integer", "neuron": "an integer", "score": "a number"}
+    missing = [name for name in wanted if name not in schema.names]
+    if missing:
+        raise AnalysisError(
+            f"{scores} must have the columns task, layer, neuron and score, and lacks "
+            f"{', '.join(missing)}; its columns are: {', '.join(schema.names)}."
+        )
+    for name, kind in wanted.items():
+        dtype = schema.field(name).type
+        if not _is_kind(dtype, kind):
+            raise AnalysisError(
+                f"column {name!r} of {scores} must be {kind}, found {dtype}: cast it first."
+            )
+    return "site::varchar" if "site" in schema.names else "'given'"
+
+
+def _is_kind(dtype: pa.DataType, kind: str) -> bool:
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    if kind == "text":
+        return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+    whole = bool(pa.types.is_integer(dtype))
+    return whole if kind == "an integer" else whole or bool(pa.types.is_floating(dtype))
+
+
+def _check_scores(steps: Steps, file: Path) -> None:
+    bad = steps.first("bad_scores")
+    if bad is not None:
+        raise AnalysisError(
+            f"every row of {file} must have a task, a site, a layer, a neuron and a finite score, "
+            f"found {_described(bad)}: remove or mend such rows."
+        )
+    odd = steps.first("uneven_scores")
+    if odd is not None:
+        tasks = odd.pop("tasks")
+        doubled = next((task for task in tasks if tasks.count(task) > 1), None)
+        found = f"twice in task {doubled!r}" if doubled else f"only in {', '.join(tasks)}"
+        raise AnalysisError(
+            f"every neuron of {file} must have one score in each task, found {_described(odd)} "
+            f"{found}."
+        )
+    tasks = steps.connection.sql("select count(distinct task) from computed_scores").fetchall()
+    if tasks[0][0] < 2:
+        raise AnalysisError(
+            f"{file} must hold scores of at least two tasks to compare, found {tasks[0][0]}."
+        )
+
+
+def _described(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row.items())

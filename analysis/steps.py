@@ -1,0 +1,86 @@
+"""Running the steps of an analysis: SQL files whose results are tables for the next step."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from scipy.stats import hypergeom
+
+from storage.catalog import add_function
+from storage.sqlfiles import load_query
+
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["Steps"]
+
+_ROWS_PER_BATCH = 1 << 17
+
+
+class Steps:
+    """A connection on which steps run; each leaves the table ``computed_<name>`` behind."""
+
+    def __init__(
+        self, connection: "duckdb.DuckDBPyConnection", on_step: Callable[[str], None]
+    ) -> None:
+        """Prepare a connection.
+
+        Args:
+            connection: DuckDB; with the views of a store if steps read them.
+            on_step: called with the name of each step before it runs.
+        """
+        self._connection = connection
+        self._on_step = on_step
+        add_function(
+            connection, "hypergeometric_tail", _hypergeometric_tail, ["BIGINT"] * 4, "DOUBLE"
+        )
+
+    def run(
+        self, name: str, params: dict[str, Any] | None = None, *, into: str = "", **parts: str
+    ) -> None:
+        """Run ``analysis/sql/<name>.sql`` into the table ``computed_<into or name>``.
+
+        Args:
+            name: name of the file.
+            params: values of its parameters.
+            into: name of the result, if it is not the file's.
+            parts: trusted SQL that takes the place of ``{key}`` in the file.
+        """
+        self._on_step(name)
+        text = load_query("analysis", name).text
+        if parts:
+            text = text.format(**parts)
+        self._connection.execute(f"create temp table computed_{into or name} as {text}", params)
+
+    def first(self, name: str) -> dict[str, Any] | None:
+        """The first row of a check, or None if it found nothing."""
+        rows = self._connection.sql(load_query("analysis", name).text).to_arrow_table().to_pylist()
+        return rows[0] if rows else None
+
+    def batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """Rows of ``computed_<name>``, in order."""
+        yield from self._connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
+
+    def csv(self, name: str) -> bytes:
+        """Rows of ``computed_<name>`` as a CSV file with a header."""
+        sink = pa.BufferOutputStream()
+        reader = self._connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
+        with pa.csv.CSVWriter(sink, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+        return bytes(memoryview(sink.getvalue()))
+
+    @property
+    def connection(self) -> "duckdb.DuckDBPyConnection":
+        """The connection, for queries that leave nothing behind."""
+        return self._connection
+
+
+def _hypergeometric_tail(
+    shared: pa.Array, population: pa.Array, size_a: pa.Array, size_b: pa.Array
+) -> pa.Array:
+    """P(X >= shared) when size_b of `population` neurons are drawn and size_a are marked."""
+    drawn = [column.to_numpy() for column in (population, size_a, size_b)]
+    return pa.array(hypergeom.sf(pc.subtract(shared, 1).to_numpy(), *drawn), pa.float64())

@@ -1,0 +1,168 @@
+"""How fast a capture is against a bare forward pass, and two stages against one process.
+
+    python benchmarks/capture_throughput.py [STUDY] [--tokens N] [--rounds N]
+
+Every way computes the same batches; rounds are interleaved and the median is taken, so that a busy
+machine disturbs all ways alike. Captures are timed to their last commit, start-up excluded. The
+study's tasks are read up to N counted tokens each.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from ray_app.actors import cluster_nodes, ray_session, ray_workers
+from ray_app.capture import driver, partial, stage
+from ray_app.capture.moments import can_compile
+from ray_app.capture.shards import batches_of
+from ray_app.capture.workers import LocalWorkers
+from ray_app.models.loading import quiet_transformers
+from ray_app.placement import place
+from ray_app.plan import inspect_model
+from ray_app.progress import NoProgress
+from ray_app.run import Run, begin_run, load_run
+from ray_app.study import load_study
+from storage import create_store
+
+Way = Callable[[], float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", nargs="?", default="studies/smollm2-demo.yaml")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    quiet_transformers()
+    overrides = [f"capture.tokens={given.tokens}", "resources.stages=2"]
+    study = load_study(given.study, overrides)
+    model = inspect_model(study)
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = ["eager", *(["compiled"] if can_compile() else [])]
+        stores = {kind: create_store(Path(folder) / kind) for kind in kinds}
+        runs = {
+            kind: begin_run(store, study, model, threads=2, reduction=kind)
+            for kind, store in stores.items()
+        }
+        best = runs[kinds[-1]]
+        num_tokens = sum(shard.num_tokens for shard in best.shards)
+        ways: dict[str, Way] = {"bare forward pass": bare_way(best)}
+        ways |= {f"capture, {kind}": capture_way(run) for kind, run in runs.items()}
+        seconds = measure(ways, given.rounds)
+        report("one process of two threads", seconds, num_tokens)
+        breakdown(best, seconds["bare forward pass"])
+        pipeline_report(best, study, model, num_tokens, given.rounds)
+
+
+def bare_way(run: Run) -> Way:
+    whole = stage.load_stage_model(run.stage_spec())
+    batches = [
+        batch
+        for shard in run.shards
+        for batch in batches_of(run.store.files.get_table(shard.samples.path))
+    ]
+
+    def way() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for batch in batches:
+                whole.run(batch.token_ids, batch.attention_mask, None)
+        return time.perf_counter() - start
+
+    return way
+
+
+def capture_way(run: Run) -> Way:
+    workers = LocalWorkers(stage.build_stage(run.stage_spec()))
+    return lambda: timed_capture(run, workers)
+
+
+def timed_capture(run: Run, workers: Any) -> float:
+    for path in run.store.files.list("runs/*/commits/*/*.json"):
+        run.store.files.local(path).unlink()
+    start = time.perf_counter()
+    driver.capture(run, workers, NoProgress())
+    return time.perf_counter() - start
+
+
+def measure(ways: dict[str, Way], rounds: int) -> dict[str, float]:
+    for way in ways.values():
+        way()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            times[name].append(way())
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(title: str, seconds: dict[str, float], num_tokens: int) -> None:
+    print(f"\n{title}, {num_tokens:,} tokens")
+    first = next(iter(seconds.values()))
+    for name, value in seconds.items():
+        print(f"  {name:32} {num_tokens / value:8.1f} tokens/s   ratio {first / value:.3f}")
+
+
+def breakdown(run: Run, bare: float) -> None:
+    spent = {"reducing activations": 0.0, "scoring predictions": 0.0, "writing parts": 0.0}
+
+    @contextmanager
+    def clock(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent[name] += time.perf_counter() - start
+
+    def clocked(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with clock(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    reader = partial.ShardParts.reader
+    with (
+        patch.object(
+            partial.ShardParts,
+            "reader",
+            lambda self, batch: clocked("reducing activations", reader(self, batch)),
+        ),
+        patch.object(
+            stage, "score_predictions", clocked("scoring predictions", stage.score_predictions)
+        ),
+        patch.object(stage.Stage, "write", clocked("writing parts", stage.Stage.write)),
+    ):
+        way = capture_way(run)
+        way()
+        spent.update(dict.fromkeys(spent, 0.0))
+        total = way()
+    print(f"  of the capture's {total:.2f} s (bare forward pass {bare:.2f} s):")
+    for name, value in spent.items():
+        print(f"    {name:30} {value:6.2f} s   {100 * value / total:4.1f} %")
+
+
+def pipeline_report(run: Run, study: Any, model: Any, num_tokens: int, rounds: int) -> None:
+    one = LocalWorkers(stage.build_stage(run.stage_spec()))
+    record = run.record | {"threads": 1}
+    two = Run(run.store, record, load_run(run.store, run.id).shards)
+    with ray_session():
+        placement = place(study, model, cluster_nodes(), threads=1)
+        specs = two.stage_specs(placement.cut)
+        with ray_workers(specs, placement, max_deaths=0) as pipeline:
+            ways = {
+                "one process of two threads": lambda: timed_capture(run, one),
+                "two stages of one thread": lambda: timed_capture(two, pipeline),
+            }
+            seconds = measure(ways, rounds)
+    cut = ", ".join(f"{layers.start}-{layers.stop - 1}" for layers in placement.cut)
+    report(f"capture in two stages (layers {cut})", seconds, num_tokens)
+
+
+if __name__ == "__main__":
+    main()

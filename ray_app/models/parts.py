@@ -1,0 +1,272 @@
+"""Cutting a model into stages: contiguous layers, and what runs before and after them.
+
+A stage keeps the whole model's module tree, so that module names, layer numbers and whatever a
+family derives from them (sliding windows, rotary bases, scales) stay those of the whole model.
+Modules that belong to other stages are replaced by `Passthrough`, which holds no memory. What
+enters the first layer of a later stage is overwritten by the hidden states that it was given, so
+nothing that a family does to its embeddings is done twice.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_app.models.errors import ModelError
+from ray_app.models.sites import layer_prefixes
+
+__all__ = ["ModelParts", "Passthrough", "StageModel", "find_parts", "remove_parts", "whole_parts"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelParts:
+    """Which modules of a model run before, in and after its layers."""
+
+    layers: tuple[str, ...]
+    """Names of the layers, in order."""
+    front: tuple[str, ...]
+    """Names of the modules with tensors of their own that run before the first layer."""
+    tail: tuple[str, ...]
+    """Names of those that run after the last one: the final norm and the head."""
+    tied: tuple[str, ...]
+    """Names of the front's modules whose weights the tail reads as well."""
+    width: int
+    """Width of the residual stream."""
+    layers_give_tuples: bool
+    """Whether a layer returns its hidden states as the first of several values."""
+
+    def absent(self, layers: range) -> list[str]:
+        """Names of the modules that a stage of these layers does not hold."""
+        names = [name for index, name in enumerate(self.layers) if index not in layers]
+        if layers.stop < len(self.layers):
+            names += self.tail
+        if layers.start > 0:
+            # A tied head is the embedding table: the last stage holds it under both names.
+            kept = self.tied if layers.stop == len(self.layers) else ()
+            names += [name for name in self.front if name not in kept]
+        return names
+
+
+class Passthrough(nn.Module):
+    """Stands for a module that another stage holds: it hands hidden states on.
+
+    Where something else goes in (ids, embeddings that are yet to be projected), zeros of the shape
+    of hidden states come out, which take no memory.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype, *, as_tuple: bool = False) -> None:
+        super().__init__()
+        self._width = width
+        self._dtype = dtype
+        self._as_tuple = as_tuple
+        self.was_called = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first argument if it has the shape of hidden states, else zeros of that shape."""
+        self.was_called = True
+        value: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if value.dim() < 3 or value.shape[-1] != self._width:
+            zero = torch.zeros((), dtype=self._dtype, device=value.device)
+            value = zero.expand(*value.shape[:2], self._width)
+        return (value,) if self._as_tuple else value
+
+
+class StageModel:
+    """Some layers of a model, with the same numbers as inside the whole model."""
+
+    def __init__(self, model: nn.Module, parts: ModelParts, layers: range) -> None:
+        self.model = model
+        self.parts = parts
+        self.layers = layers
+        self.is_first = layers.start == 0
+        self.is_last = layers.stop == len(parts.layers)
+        self._entry = model.get_submodule(parts.layers[layers.start])
+        self._exit = model.get_submodule(parts.layers[layers.stop - 1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def run(
+        self, token_ids: Tensor, attention_mask: Tensor | None, hidden: Tensor | None
+    ) -> Tensor:
+        """One forward pass through the layers of this stage.
+
+        Args:
+            token_ids: (B, P) int64, for the first stage and for the shapes of masks and positions.
+            attention_mask: (B, P) int64, or None if there is no padding.
+            hidden: (B, P, width) what the stage before returned; None for the first stage.
+
+        Returns:
+            (B, P, width) hidden states, or (B, P, vocabulary) logits of the last stage.
+
+        Raises:
+            ModelError: if hidden states are missing, or given to the first stage.
+        """
+        if (hidden is None) != self.is_first:
+            found = "none" if hidden is None else f"some of shape {tuple(hidden.shape)}"
+            raise ModelError(
+                f"the stage of layers {self.layers.start} to {self.layers.stop - 1} takes "
+                f"{'no ' if self.is_first else ''}hidden states, found {found}."
+            )
+        device = self.device
+        left: list[Tensor] = []
+        with self._given(hidden), self._taken(left):
+            output = self.model(
+                input_ids=token_ids.to(device),
+                attention_mask=None if attention_mask is None else attention_mask.to(device),
+                use_cache=False,
+            )
+        logits: Tensor = output.logits
+        return logits if self.is_last else left[0]
+
+    def probe(self, token_ids: Tensor) -> Tensor:
+        """`run` with hidden states of order one, made from the token ids, if some are needed."""
+        hidden = None
+        if not self.is_first:
+            phases = (token_ids[..., None] + 1) * torch.arange(1, self.parts.width + 1)
+            dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+            hidden = phases.float().sin().to(next(dtypes))
+        return self.run(token_ids, None, hidden)
+
+    @contextmanager
+    def _given(self, hidden: Tensor | None) -> Iterator[None]:
+        if hidden is None:
+            yield
+            return
+        entering = hidden.to(self.device)
+
+        def replace(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (entering, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": entering}
+
+        handle = self._entry.register_forward_pre_hook(replace, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _taken(self, left: list[Tensor]) -> Iterator[None]:
+        if self.is_last:
+            yield
+            return
+
+        def take(module: nn.Module, args: Any, output: Any) -> None:
+            left.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = self._exit.register_forward_hook(take)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def find_parts(model: nn.Module, config: Any) -> ModelParts:
+    """Find what runs before and after the layers, by running the model without them.
+
+    All modules that hold tensors are replaced by `Passthrough`, whose calls are watched. The model
+    is unusable afterwards.
+
+    Args:
+        model: from `empty_model`.
+        config: its configuration.
+
+    Raises:
+        ModelError: if the model does not hand hidden states from layer to layer.
+    """
+    text = config.get_text_config()
+    prefixes = layer_prefixes(model, text.num_hidden_layers)
+    inside = tuple(f"{prefix}." for prefix in prefixes)
+    outside = [
+        name
+        for name, module in model.named_modules()
+        if name not in prefixes and not name.startswith(inside) and _is_leaf_with_tensors(module)
+    ]
+    with_weights = [n for n in outside if _has_parameters(model.get_submodule(n))]
+    tied = _tied_modules(model)
+    for as_tuple in (False, True):
+        front = _modules_before(model, prefixes, outside, text.hidden_size, as_tuple=as_tuple)
+        if front is not None:
+            return ModelParts(
+                layers=tuple(prefixes),
+                front=tuple(name for name in with_weights if name in front),
+                tail=tuple(name for name in with_weights if name not in front),
+                tied=tuple(name for name in with_weights if name in front and name in tied),
+                width=text.hidden_size,
+                layers_give_tuples=as_tuple,
+            )
+    raise ModelError(
+        f"the architecture {type(model).__name__} cannot be cut into stages, because its layers "
+        "do not simply hand hidden states on: set resources.stages to 1."
+    )
+
+
+def whole_parts(layers: Sequence[str], config: Any) -> ModelParts:
+    """The parts of a model of which nothing is removed."""
+    return ModelParts(
+        layers=tuple(layers),
+        front=(),
+        tail=(),
+        tied=(),
+        width=config.get_text_config().hidden_size,
+        layers_give_tuples=False,
+    )
+
+
+def remove_parts(model: Any, parts: ModelParts, layers: range, dtype: torch.dtype) -> None:
+    """Replace the modules that a stage of these layers does not hold."""
+    for name in parts.absent(layers):
+        as_tuple = parts.layers_give_tuples and name in parts.layers
+        model.set_submodule(name, Passthrough(parts.width, dtype, as_tuple=as_tuple))
+    # transformers noted which weights are tied before these modules went away.
+    there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    pairs = getattr(model, "all_tied_weights_keys", {}).items()
+    model.all_tied_weights_keys = {a: b for a, b in pairs if a in there and b in there}
+
+
+def _modules_before(
+    model: nn.Module, layers: Sequence[str], outside: Iterable[str], width: int, *, as_tuple: bool
+) -> set[str] | None:
+    """Names of the modules called before the first layer; None if layers speak another way."""
+    watched = {name: Passthrough(width, torch.float32) for name in outside}
+    for name, module in watched.items():
+        model.set_submodule(name, module)
+    before: set[str] = set()
+
+    def note(module: nn.Module, args: Any) -> None:
+        before.update(name for name, other in watched.items() if other.was_called)
+
+    for index, name in enumerate(layers):
+        stub = Passthrough(width, torch.float32, as_tuple=as_tuple)
+        model.set_submodule(name, stub)
+        if index == 0:
+            stub.register_forward_pre_hook(note)
+    token_ids = torch.zeros((2, 3), dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            output = model(input_ids=token_ids, use_cache=False).logits
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
+        # Tuples where tensors are expected, or the reverse: the caller tries the other.
+        return None
+    return before if tuple(output.shape) == (2, 3, width) else None
+
+
+def _is_leaf_with_tensors(module: nn.Module) -> bool:
+    if any(True for _ in module.children()):
+        return False
+    return _has_parameters(module) or any(True for _ in module.buffers(recurse=False))
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def _tied_modules(model: nn.Module) -> set[str]:
+    pairs = getattr(model, "all_tied_weights_keys", {})
+    return {name.rpartition(".")[0] for name in (*pairs.keys(), *pairs.values())}

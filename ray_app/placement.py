@@ -1,0 +1,188 @@
+"""Which machines carry a run: how many stages, where the model is cut, and whether that fits."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import psutil
+import torch
+
+from ray_app.facts import ModelFacts
+from ray_app.study import Study
+from storage import ActlakeError
+
+__all__ = [
+    "Node",
+    "Placement",
+    "PlanError",
+    "gib",
+    "local_nodes",
+    "place",
+    "stage_bytes",
+    "stage_ranges",
+]
+
+_PROCESS_BYTES = 1000 << 20
+"""Resident memory of a Python process that has imported Ray, torch, transformers, bitsandbytes and
+a model's code (measured: 920 MiB), and what loading takes beside the weights."""
+_STATS_BYTES = 2 * 9 * 8 + 2 * 100
+"""Of each neuron: running statistics of the shard that is computed and of the one that is written,
+and the latter's rows as a table and as Parquet."""
+_SAMPLE_BYTES = 120
+"""Of each token of a shard: its id, text and flags as a table, and its rows of table tokens."""
+
+
+class PlanError(ActlakeError):
+    """A plan cannot be carried out on these machines."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """What one machine has to give."""
+
+    cpus: float
+    """CPU cores."""
+    gpus: float
+    """GPUs."""
+    memory: int
+    """Bytes of main memory."""
+    gpu_memory: int
+    """Bytes of memory of one GPU; 0 if there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """How a run is spread over actors."""
+
+    cut: tuple[range, ...]
+    """The layers of each stage."""
+    replicas: int
+    """Number of pipelines."""
+    threads: int
+    """CPU threads of each stage."""
+    gpus_per_stage: int
+    """GPUs of each stage."""
+
+
+def local_nodes() -> list[Node]:
+    """The machine of this process, as the only one."""
+    gpus = torch.cuda.device_count()
+    return [
+        Node(
+            cpus=os.cpu_count() or 1,
+            gpus=gpus,
+            memory=psutil.virtual_memory().available,
+            gpu_memory=torch.cuda.get_device_properties(0).total_memory if gpus else 0,
+        )
+    ]
+
+
+def stage_ranges(study: Study, model: ModelFacts, nodes: Sequence[Node]) -> tuple[range, ...]:
+    """The layers of each stage.
+
+    With ``stages: auto``, the fewest stages of which each fits its GPUs, or its share of the
+    largest machine.
+
+    Raises:
+        PlanError: if no number of stages fits.
+        ModelError: if the model cannot be cut.
+    """
+    resources = study.resources
+    by_work = resources.gpus_per_stage == 0
+    if resources.stages != "auto":
+        return tuple(model.sizes.cut(resources.stages, by_work=by_work))
+    for num_stages in range(1, model.num_layers + 1):
+        cut = model.sizes.cut(num_stages, by_work=by_work)
+        largest = max(stage_bytes(study, model, layers) for layers in cut)
+        if largest <= _room(resources.gpus_per_stage, num_stages * resources.replicas, nodes):
+            return tuple(cut)
+    raise PlanError(
+        f"resources.stages: auto finds no number of stages that fits: one layer with what runs "
+        f"beside it takes about {gib(largest)}, and {_inventory(nodes)}: add machines, or choose a "
+        "narrower model.dtype or model.quantization, or lower capture.batch_tokens."
+    )
+
+
+def place(
+    study: Study, model: ModelFacts, nodes: Sequence[Node], *, threads: int | None = None
+) -> Placement:
+    """Spread a run over machines.
+
+    Args:
+        study: the study.
+        model: its model.
+        nodes: the machines of the cluster.
+        threads: CPU threads of each stage that the run began with; chosen if it has not begun.
+
+    Raises:
+        PlanError: if the machines have too few CPUs, GPUs or bytes; says what they have.
+        ModelError: if the model cannot be cut.
+    """
+    resources = study.resources
+    cut = stage_ranges(study, model, nodes)
+    actors = len(cut) * resources.replicas
+    cpus = sum(node.cpus for node in nodes)
+    if threads is None:
+        widest = int(max(node.cpus for node in nodes))
+        threads = resources.cpus_per_stage or max(1, min(int(cpus) // actors, widest))
+    named = f"resources: {len(cut)} stage(s) x {resources.replicas} replica(s)"
+    if threads * actors > cpus:
+        raise PlanError(
+            f"{named} of {threads} CPU(s) each need {threads * actors} CPUs, and "
+            f"{_inventory(nodes)}: lower resources.stages, resources.replicas or "
+            "resources.cpus_per_stage."
+        )
+    gpus = sum(node.gpus for node in nodes)
+    if resources.gpus_per_stage * actors > gpus:
+        raise PlanError(
+            f"{named} of {resources.gpus_per_stage} GPU(s) each need "
+            f"{resources.gpus_per_stage * actors} GPUs, and {_inventory(nodes)}: lower "
+            "resources.stages, resources.replicas or resources.gpus_per_stage."
+        )
+    return Placement(
+        cut=cut,
+        replicas=resources.replicas,
+        threads=threads,
+        gpus_per_stage=resources.gpus_per_stage,
+    )
+
+
+def stage_bytes(study: Study, model: ModelFacts, layers: range) -> int:
+    """Memory that the actor of a stage takes at most: on its GPU if it has one, else in all."""
+    itemsize: int = getattr(torch, study.model.dtype).itemsize
+    rows = max(study.capture.batch_tokens, study.capture.max_length)
+    sites = [site for site in model.sites if site.layer in layers]
+    widest = max((site.width for site in model.sites), default=0)
+    total = model.sizes.of_stage(layers)
+    total += rows * (8 * model.hidden + 4 * widest) * itemsize
+    total += sum(site.width for site in sites) * _STATS_BYTES
+    if layers.stop == model.num_layers:
+        total += rows * model.vocabulary * (itemsize + 1)
+    if study.resources.gpus_per_stage:
+        return total
+    return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
+
+
+def gib(num_bytes: int) -> str:
+    """A size for people."""
+    if num_bytes < 1 << 30:
+        return f"{num_bytes / (1 << 20):,.1f} MiB"
+    return f"{num_bytes / (1 << 30):,.2f} GiB"
+
+
+def _room(gpus_per_stage: int, actors: int, nodes: Sequence[Node]) -> int:
+    """Bytes that one of so many actors may take."""
+    if gpus_per_stage:
+        return gpus_per_stage * max(node.gpu_memory for node in nodes)
+    return max(node.memory for node in nodes) // ceil(actors / len(nodes))
+
+
+def _inventory(nodes: Sequence[Node]) -> str:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    memory = gib(max(node.memory for node in nodes))
+    found = f"the cluster has {cpus:g} CPU(s) and {gpus:g} GPU(s) on {len(nodes)} machine(s)"
+    gpu_memory = max(node.gpu_memory for node in nodes)
+    return f"{found}, the largest with {memory}" + (
+        f", its GPUs with {gib(gpu_memory)}" if gpu_memory else ""
+    )

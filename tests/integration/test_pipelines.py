@@ -1,0 +1,149 @@
+"""Stages on a real Ray cluster: the same bits, also when actors are killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from ray_app.actors import cluster_nodes, ray_workers
+from ray_app.capture import driver
+from ray_app.capture.stage import build_stage
+from ray_app.capture.workers import BatchDone, LocalWorkers, ShardLost
+from ray_app.placement import Placement, PlanError, place
+from ray_app.plan import inspect_model
+from ray_app.progress import NoProgress
+from ray_app.run import Run, begin_run
+from ray_app.study import load_study
+from storage import create_store, layout, open_store, verify_store
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, namespace="pipelines")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def begin(
+    tmp_path: Path, write_study: Callable[..., Path], model_folder: Callable[[str], Path]
+) -> Callable[..., Run]:
+    def make(store: str) -> Run:
+        capture = {"tokens": 160, "max_length": 24, "batch_tokens": 24, "shard_tokens": 48}
+        study = load_study(
+            write_study(model={"source": str(model_folder("llama"))}, capture=capture)
+        )
+        return begin_run(create_store(tmp_path / store), study, inspect_model(study), threads=1)
+
+    return make
+
+
+def contents_of(run: Run) -> dict[str, bytes]:
+    files = run.store.files
+    paths = files.list(f"{layout.run_folder(run.id)}/**/*.*")
+    return {path: files.local(path).read_bytes() for path in paths if not path.endswith("run.json")}
+
+
+def placement(replicas: int) -> Placement:
+    return Placement(cut=(range(1), range(1, 2)), replicas=replicas, threads=1, gpus_per_stage=0)
+
+
+def test_actors_commit_the_bytes_that_this_process_commits(cluster: None, begin: Any) -> None:
+    here, there = begin("here"), begin("there")
+    cut = placement(2).cut
+    driver.capture(here, LocalWorkers(*map(build_stage, here.stage_specs(cut))), NoProgress())
+    with ray_workers(there.stage_specs(cut), placement(2), max_deaths=0) as workers:
+        driver.capture(there, workers, NoProgress())
+    assert contents_of(here) == contents_of(there)
+
+
+def actor_pids() -> set[int]:
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if "StageActor" in " ".join(child.cmdline())}
+
+
+def test_killed_actors_are_replaced_and_the_store_comes_out_byte_identical(
+    cluster: None, begin: Any
+) -> None:
+    undisturbed, disturbed = begin("undisturbed"), begin("disturbed")
+    specs = undisturbed.stage_specs(placement(1).cut)
+    with ray_workers(specs, placement(1), max_deaths=0) as workers:
+        driver.capture(undisturbed, workers, NoProgress())
+    specs = disturbed.stage_specs(placement(2).cut)
+    with ray_workers(specs, placement(2), max_deaths=20) as workers:
+        killing = Killing(workers, at={2, 6, 11, 17})
+        driver.capture(disturbed, killing, NoProgress())
+    assert killing.num_killed == 4
+    assert killing.num_lost > 0
+    assert contents_of(disturbed) == contents_of(undisturbed)
+
+
+class Killing:
+    """Kills a stage actor after certain batches."""
+
+    def __init__(self, workers: Any, at: set[int]) -> None:
+        self._workers = workers
+        self._at = at
+        self.num_killed = 0
+        self.num_lost = 0
+
+    def work(self, shards: Any) -> Iterator[Any]:
+        num_batches = 0
+        for event in self._workers.work(shards):
+            self.num_lost += isinstance(event, ShardLost)
+            num_batches += isinstance(event, BatchDone)
+            if isinstance(event, BatchDone) and num_batches in self._at:
+                self._at.discard(num_batches)
+                pids = sorted(actor_pids())
+                os.kill(pids[num_batches % len(pids)], signal.SIGKILL)
+                self.num_killed += 1
+                time.sleep(0.2)
+            yield event
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(cluster: None, write_study: Any) -> None:
+    study = load_study(write_study(resources={"stages": 2, "gpus_per_stage": 1}))
+    with pytest.raises(
+        PlanError,
+        match=r"2 stage\(s\) x 1 replica\(s\) of 1 GPU\(s\) each need 2 GPUs, and the cluster "
+        r"has 6 CPU\(s\) and 0 GPU\(s\) on 1 machine",
+    ):
+        place(study, inspect_model(study), cluster_nodes())
+
+
+def run_capture(study: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    program = "from ray_app.cli import main; main()"
+    command = [sys.executable, "-c", program, "capture", str(study), "--store", str(store)]
+    return subprocess.run([*command, *options], check=False, capture_output=True, text=True)
+
+
+def test_the_command_captures_in_stages_and_resumes(
+    tmp_path: Path, write_study: Callable[..., Path]
+) -> None:
+    study = write_study(resources={"stages": 2, "cpus_per_stage": 1, "reduction": "eager"})
+    first = run_capture(study, tmp_path / "store")
+    assert first.returncode == 0, first.stderr
+    assert "1 x 2 stage(s) of LlamaForCausalLM, 1 thread(s) each, loaded in" in first.stderr
+    store = open_store(tmp_path / "store")
+    assert verify_store(store).problems == []
+    commit = store.files.list("runs/*/commits/*/*.json")[0]
+    before = store.files.local(commit).read_bytes()
+    store.files.local(commit).unlink()
+    # Another number of stages goes on with the same run; only its parts are other files.
+    second = run_capture(study, tmp_path / "store", "--set", "resources.stages=1")
+    assert second.returncode == 0, second.stderr
+    assert verify_store(store).problems == []
+    store.files.local(commit).unlink()
+    third = run_capture(study, tmp_path / "store")
+    assert third.returncode == 0, third.stderr
+    assert store.files.local(commit).read_bytes() == before

@@ -1,0 +1,92 @@
+"""A stage stops with a reason rather than writing something else than was planned."""
+
+from collections.abc import Callable
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.stage import Stage, build_stage
+from ray_app.plan import inspect_model
+from ray_app.run import Run, begin_run
+from ray_app.study import load_study
+from storage import create_store
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, write_study: Callable[..., Path], deep_model_folder: Callable[[str], Path]
+) -> Run:
+    study = load_study(write_study(model={"source": str(deep_model_folder("llama"))}))
+    return begin_run(create_store(tmp_path / "store"), study, inspect_model(study), threads=1)
+
+
+@pytest.fixture
+def stages(run: Run) -> list[Stage]:
+    return [build_stage(spec) for spec in run.stage_specs([range(2), range(2, 6)])]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_out_of_memory_stops_with_what_to_do(
+    run: Run, stages: list[Stage], error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(stages[0]._model, "run", fail)
+    with pytest.raises(
+        CaptureError,
+        match=r"memory ran out in layers 0 to 1 on cpu, at batch 0 of shard 0 of task 'code' "
+        r"\(\d+ samples of at most \d+ tokens\): raise resources.stages and run the same command",
+    ):
+        stages[0].step(run.shards[0], 0)
+
+
+def test_other_errors_of_the_model_keep_their_traceback(
+    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(stages[0]._model, "run", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        stages[0].step(run.shards[0], 0)
+
+
+def test_a_batch_out_of_order_asks_for_the_first_one(run: Run, stages: list[Stage]) -> None:
+    with pytest.raises(
+        ShardInterruptedError, match=r"shard 0 of task 'code' was interrupted before batch 1"
+    ):
+        stages[0].step(run.shards[0], 1)
+    with pytest.raises(ShardInterruptedError, match="before its end"):
+        stages[0].write(run.shards[0])
+
+
+def test_memory_stays_flat_over_a_thousand_batches(run: Run, stages: list[Stage]) -> None:
+    process = psutil.Process()
+    shard = max(run.shards, key=lambda shard: shard.num_batches)
+
+    def compute(rounds: int) -> None:
+        for _ in islice(repeat(None), rounds):
+            for batch in range(shard.num_batches):
+                hidden = stages[0].step(shard, batch)
+                assert isinstance(hidden, torch.Tensor)
+                stages[1].step(shard, batch, hidden)
+        for stage in stages:
+            stage.finish(shard)
+
+    compute(20)
+    before = process.memory_info().rss
+    for _ in range(10):
+        compute(100 // shard.num_batches + 1)
+    assert process.memory_info().rss - before < 16 << 20
