@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
 from ray_app.hub import why_unreachable
@@ -96,6 +95,9 @@ def _rows(name: str, task: TaskSettings, seed: int) -> Iterator[Document]:
 
 
 def _load(name: str, task: TaskSettings) -> Any:
+    # Importing it takes a third of a second, which studies of plain files need not wait.
+    import datasets
+
     data_files = task.data_files
     if data_files is not None:
         patterns = [data_files] if isinstance(data_files, str) else list(data_files)
@@ -165,7 +167,9 @@ def _in_drawn_order(
     name: str, task: TaskSettings, rows: Any, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(what to call it, row) in the order that the seed gives."""
-    if not isinstance(rows, datasets.IterableDataset):
+    from datasets import IterableDataset
+
+    if not isinstance(rows, IterableDataset):
         for index in np.random.default_rng(seed).permutation(len(rows)):
             yield f"{task.dataset}#{index}", rows[int(index)]
         return

@@ -178,6 +178,11 @@ def _writer(staged: StoreFiles) -> Callable[[str, int, pa.Table], FileRecord]:
 
 
 def _record(plan: Plan, run: str, identity: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says.
+
+    Runs of one study over the same inputs differ in `created` alone, and in `threads` where the
+    study leaves them to the machine.
+    """
     study, model = plan.study, plan.model
     shards = []
     for shard in plan.shards:

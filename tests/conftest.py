@@ -19,6 +19,15 @@ import transformers
 import yaml
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from ray_app.capture import driver
+from ray_app.capture.stage import build_stage
+from ray_app.capture.workers import LocalWorkers
+from ray_app.plan import inspect_model
+from ray_app.progress import NoProgress
+from ray_app.run import Run, begin_run, find_run
+from ray_app.study import load_study
+from storage import create_store
+
 WORDS = {
     "code": "def merge ( left , right ) : return [ * left , * right ] if left else right".split(),
     "prose": "the lake lies still in the morning and the boats wait for wind".split(),
@@ -68,23 +77,26 @@ _SMALL: dict[str, Any] = {
 }
 _GATED = _SMALL | {"intermediate_size": 72}
 _GROUPED = _GATED | {"num_key_value_heads": 2}
+# Shorter than the longest samples, so that what a window hides is tested too.
+_WINDOW = {"sliding_window": 8}
+_ALTERNATING = _WINDOW | {"layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, transformers.PreTrainedConfig] = {
     "llama": transformers.LlamaConfig(**_GROUPED),
     "llama-mha": transformers.LlamaConfig(**_GATED),
-    "mistral": transformers.MistralConfig(**_GROUPED, head_dim=16),
+    "mistral": transformers.MistralConfig(**_GROUPED, **_WINDOW, head_dim=16),
     "qwen2": transformers.Qwen2Config(**_GROUPED),
     "qwen3": transformers.Qwen3Config(**_GROUPED, head_dim=16),
     "gemma": transformers.GemmaConfig(**_GROUPED, head_dim=16),
-    "gemma2": transformers.Gemma2Config(**_GROUPED, head_dim=16),
-    "gemma3": transformers.Gemma3TextConfig(**_GROUPED, head_dim=16),
+    "gemma2": transformers.Gemma2Config(**_GROUPED, **_ALTERNATING, head_dim=16),
+    "gemma3": transformers.Gemma3TextConfig(**_GROUPED, **_ALTERNATING, head_dim=16),
     "gpt2": transformers.GPT2Config(
         vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0,
         eos_token_id=1,
     ),
     "gpt_neo": transformers.GPTNeoConfig(
         vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=128,
-        attention_types=[[["global", "local"], 1]], bos_token_id=0, eos_token_id=1,
+        attention_types=[[["global", "local"], 1]], window_size=8, bos_token_id=0, eos_token_id=1,
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**_GATED),
     "opt": transformers.OPTConfig(
@@ -221,3 +233,35 @@ def store_root(
         monkeypatch.setattr(MemoryFileSystem, "_open", _open_apart(MemoryFileSystem._open))
         return f"memory://store-{uuid.uuid4().hex}"
     return f"s3://{request.getfixturevalue('s3_bucket')}/lake/store"
+
+
+@pytest.fixture
+def capture_locally(tmp_path: Path) -> Callable[..., Run]:
+    """Captures a study in this process, on one thread and without Ray.
+
+    The second argument is the folder of the store, made if it is not there; further ones override
+    settings of the study, as `--set` does.
+    """
+
+    def capture(study: Path, store: Path | None = None, *overrides: str) -> Run:
+        run = begin(study, store or tmp_path / "store", *overrides)
+        driver.capture(run, LocalWorkers(build_stage(run.stage_spec())), NoProgress())
+        return run
+
+    return capture
+
+
+def begin(study_path: Path, store_path: Path, *overrides: str) -> Run:
+    """The run of a study in a store: the one it began earlier, or a new one."""
+    store, study = create_store(store_path), load_study(study_path, overrides)
+    model = inspect_model(study)
+    run = find_run(store, study, model, new_run=False)
+    return run or begin_run(store, study, model, threads=1)
+
+
+@pytest.fixture
+def begin_locally(tmp_path: Path) -> Callable[..., Run]:
+    """Begins or finds the run of a study, and captures nothing; arguments as `capture_locally`."""
+    return lambda study, store=None, *overrides: begin(
+        study, store or tmp_path / "store", *overrides
+    )

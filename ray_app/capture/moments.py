@@ -36,8 +36,9 @@ are as exact, and differ in the last bits."""
 class MomentAccumulator:
     """Statistics of the neurons of one site and layer.
 
-    Counts and extrema are exact. Means are accumulated in float64; the variance is exact to about
-    1e-6 relative as long as neither a block's values nor its mean leave float32's range.
+    Counts and extrema are exact. Means are accumulated in float64, other sums to about 1e-6
+    relative. Squares are taken in float32: deviations from the mean below 1e-19 count as none, and
+    `first_non_finite` names a neuron that deviates so far that its squares or sums are infinite.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -88,8 +89,9 @@ class MomentAccumulator:
         return mean, m2, sums
 
     def first_non_finite(self) -> int | None:
-        """Index of the first neuron that saw a NaN or an infinity, if any did."""
-        bad = ~(torch.isfinite(self._mean) & torch.isfinite(self._min) & torch.isfinite(self._max))
+        """Index of the first neuron with a NaN, an infinity or an infinite sum, if there is one."""
+        # A NaN or an infinity among the activations makes the squared deviations not finite.
+        bad = ~(torch.isfinite(self._m2) & torch.isfinite(self._sums).all(0))
         return int(bad.nonzero()[0]) if bad.any() else None
 
     def columns(self) -> dict[str, pa.Array]:

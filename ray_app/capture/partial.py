@@ -61,9 +61,9 @@ class ShardParts:
         bad = moments.first_non_finite()
         if bad is not None:
             raise CaptureError(
-                f"neuron {bad} of site {site.site!r}, layer {site.layer}, is NaN or infinite in "
-                f"shard {self.shard.shard} of task {self.shard.task!r}: the dtype may be too "
-                "narrow for this model; try model.dtype: bfloat16 or float32."
+                f"neuron {bad} of site {site.site!r}, layer {site.layer}, is NaN, infinite or too "
+                f"large to square in shard {self.shard.shard} of task {self.shard.task!r}: the "
+                "dtype may be too narrow for this model; try model.dtype: bfloat16 or float32."
             )
         neurons = np.arange(site.width, dtype=np.int32)
         head = pa.nulls(site.width, pa.int16())
@@ -82,6 +82,14 @@ class ShardParts:
 
     def tokens_table(self) -> pa.Table:
         """Rows of table ``tokens``, samples in the order of computation."""
+        for row, prediction in enumerate(self.predictions):
+            bad = ~np.isfinite(prediction.loss)
+            if bad.any():
+                raise CaptureError(
+                    f"the loss of sample {self.samples['sample'][row]}, position "
+                    f"{bad.argmax() + 1}, of task {self.shard.task!r} is not finite: the model's "
+                    "logits overflow; try model.dtype: bfloat16 or float32."
+                )
         lengths = self.samples["num_tokens"].to_numpy()
         has_context = np.concatenate([np.arange(length) > 0 for length in lengths])
 

@@ -153,7 +153,7 @@ class Stage:
         """End a shard: the next batch may be of another one.
 
         Raises:
-            CaptureError: if batches are missing.
+            CaptureError: if batches are missing, or an activation or a loss was not finite.
         """
         self._closed[shard.key] = self._opened(shard, shard.num_batches)
         self._open = None
@@ -168,14 +168,16 @@ class Stage:
         closed = self._closed.pop(shard.key, None)
         if closed is None:
             raise _interrupted(shard, "its end")
-        files = []
-        if self._model.is_last:
-            path = layout.tokens_path(self._run, shard.task, shard.shard)
-            files.append(self._files.put_table(path, "tokens", closed.tokens_table()))
+        # Both are made before either is written. Statistics come first: where a neuron is not
+        # finite, they name it.
+        parts = {}
         if self._sites:
             path = layout.stats_path(self._run, shard.task, shard.shard, self._index)
-            files.append(self._files.put_table(path, "stats", closed.stats_table(self._sites)))
-        return files
+            parts[path] = "stats", closed.stats_table(self._sites)
+        if self._model.is_last:
+            path = layout.tokens_path(self._run, shard.task, shard.shard)
+            parts[path] = "tokens", closed.tokens_table()
+        return [self._files.put_table(path, *part) for path, part in parts.items()]
 
     def finish(self, shard: PlannedShard) -> list[FileRecord]:
         """`close` and `write`."""

@@ -18,7 +18,7 @@ from ray_app.run import Run, begin_run, find_run
 from ray_app.study import Study, load_study
 from storage import Store, StoreFiles, create_store
 
-_console = Console(stderr=True, highlight=False)
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plan(study_path: Path, store: str, overrides: list[str]) -> None:

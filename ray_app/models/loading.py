@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from ray_app.hub import why_unreachable
@@ -162,7 +163,14 @@ def load_stage(
         model = build_model(
             model_class, config, parts, layers, tensors, settings=settings, device=device
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise _cannot_load("weights", settings, error) from error
     return StageModel(model.eval().requires_grad_(False), parts, layers)
 
@@ -199,7 +207,8 @@ def _locate_gguf(settings: ModelSettings, path: Path) -> ModelFiles:
     fingerprint = _digest([path])
     try:
         folder = unpack_gguf(path, fingerprint.removeprefix("sha256:"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:
+        # In a truncated or damaged file, the reader fails with whatever it trips over.
         raise _cannot_load("GGUF file", settings, error) from error
     return ModelFiles(name=str(folder), fingerprint=fingerprint)
 
@@ -233,7 +242,9 @@ def _cannot_load(part: str, settings: ModelSettings, error: Exception) -> ModelE
     reason = " ".join(str(error).split())
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     hint = "check the id, the network and access rights"
-    if "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
+    if part == "GGUF file":
+        hint = "the file may be incomplete or not a model: fetch it again"
+    elif "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
         hint = "actlake needs a decoder that transformers' AutoModelForCausalLM knows"
     return ModelError(
         f"the {part} of model.source {settings.source!r} cannot be loaded{offline}: "

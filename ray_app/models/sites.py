@@ -4,11 +4,13 @@ Families are recognised by structure, not by name. In the list of decoder layers
 grouped by the module that holds them; the attention group's last map reads
 ``num_heads * head_dim`` values and the MLP group's last map reads the MLP's width, and both write
 the residual stream. What is found is confirmed on a probe batch by behaviour: every hook fires
-with its width, and only the attention site of the first layer mixes positions.
+with its width, and only the attention site mixes positions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,13 @@ from ray_app.models.hooks import read_inputs
 
 __all__ = ["SiteLocation", "confirm_sites", "empty_model", "find_sites", "layer_prefixes"]
 
+Probe = dict[tuple[str, int], list[Tensor]]
+"""What each (site, layer) read, one (positions, width) tensor per call."""
+
 _PROBE_LENGTH = 8
+_MIXED = 0.05
+"""Relative change that another position must make to count. Attention's is larger; in 8-bit, the
+rounding of one position depends a little on the others of its batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +89,12 @@ def find_sites(
         ModelError: if the structure is not recognised; says how to name the modules by hand.
     """
     text = config.get_text_config()
-    heads, hidden = text.num_attention_heads, text.hidden_size
+    heads, hidden = getattr(text, "num_attention_heads", None), text.hidden_size
+    if heads is None:
+        raise ModelError(
+            f"the architecture {type(model).__name__} has no attention heads: actlake captures "
+            "decoders with attention, in the manner of Llama, GPT-2 or OPT."
+        )
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     found = []
     for layer, prefix in enumerate(layer_prefixes(model, text.num_hidden_layers)):
@@ -95,13 +108,15 @@ def find_sites(
                     f"model.site_modules.{site}: the model has no module {names[site]!r}; "
                     f"modules of layer {layer} are: {_linear_names(modules[prefix], prefix)}."
                 )
+            width = _shape(modules[names[site]])[0]
             found.append(
                 SiteLocation(
                     site=site,
                     layer=layer,
                     module=names[site],
-                    width=_shape(modules[names[site]])[0],
-                    head_dim=head_dim if site == "attn" else None,
+                    width=width,
+                    # Named by hand, it may read heads of another size than queries have.
+                    head_dim=width // heads if site == "attn" else None,
                 )
             )
     return found
@@ -116,7 +131,8 @@ def confirm_sites(
     """Run a probe batch and check that the sites behave as what they are taken for.
 
     Each hook must fire exactly once with one row of `width` per position, and when only the first
-    token changes, the attention site of the first captured layer must change at later positions.
+    token changes, the attention site of the first captured layer must change at later positions,
+    and the MLP site of layer 0 must not if it were not for attention.
 
     Args:
         model: the model, or a stage of it.
@@ -132,7 +148,8 @@ def confirm_sites(
     changed = tokens.clone()
     changed[0, 0] = (changed[0, 0] + vocabulary // 2) % vocabulary
     run = run or (lambda ids: model(input_ids=ids, use_cache=False))
-    first, second = _probe(run, modules, tokens), _probe(run, modules, changed)
+    probe = partial(_probe, run, modules)
+    first, second = probe(tokens), probe(changed)
     for site in sites:
         seen = [tuple(z.shape) for z in first[site.site, site.layer]]
         expected = (_PROBE_LENGTH, site.width)
@@ -142,10 +159,23 @@ def confirm_sites(
                 f"forward pass with shape {expected}, found {seen or 'no call at all'}: name the "
                 "right modules in model.site_modules."
             )
+    _confirm_attention_mixes(sites, first, second)
+    if {("attn", 0), ("mlp", 0)} <= modules.keys():
+        with _silenced(module for (site, _), module in modules.items() if site == "attn"):
+            before, after = (probe(ids)["mlp", 0][0][1:] for ids in (tokens, changed))
+        if (before - after).abs().max() > _MIXED * before.abs().max():
+            raise ModelError(
+                "site 'mlp' of layer 0 mixes positions even when site 'attn' is silent, so they "
+                "are not what they are called: name the right modules in model.site_modules, and "
+                "do not swap the two."
+            )
+
+
+def _confirm_attention_mixes(sites: list[SiteLocation], first: Probe, second: Probe) -> None:
     start = min((site.layer for site in sites), default=None)
     for site in sites:
         if site.site == "attn" and site.layer == start:
-            before, after = (probe[site.site, site.layer][0][1:] for probe in (first, second))
+            before, after = (seen[site.site, site.layer][0][1:] for seen in (first, second))
             if torch.equal(before, after):
                 raise ModelError(
                     f"site 'attn' of layer {site.layer} ({site.module}) does not mix positions, so "
@@ -153,12 +183,22 @@ def confirm_sites(
                 )
 
 
+@contextmanager
+def _silenced(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules give zeros as long as the block runs."""
+    with ExitStack() as stack:
+        for module in modules:
+            handle = module.register_forward_hook(
+                lambda _, inputs, output: torch.zeros_like(output)
+            )
+            stack.callback(handle.remove)
+        yield
+
+
 def _probe(
-    run: Callable[[Tensor], object],
-    modules: Mapping[tuple[str, int], nn.Module],
-    tokens: Tensor,
-) -> dict[tuple[str, int], list[Tensor]]:
-    seen: dict[tuple[str, int], list[Tensor]] = {key: [] for key in modules}
+    run: Callable[[Tensor], object], modules: Mapping[tuple[str, int], nn.Module], tokens: Tensor
+) -> Probe:
+    seen: Probe = {key: [] for key in modules}
 
     def keep(key: tuple[str, int], z: Tensor) -> None:
         # OPT flattens its batch before the MLP: positions are rows either way.
