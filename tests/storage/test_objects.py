@@ -20,7 +20,6 @@ from storage import (
     verify_store,
 )
 
-
 NO_RUN_RECORD = "runs/run=r/run.json: the file is missing, and the run has committed shards."
 
 
