@@ -145,9 +145,10 @@ def connect(
         QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
-    if files.filesystem is not None:
+    reader = files.reader()
+    if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
-        connection.register_filesystem(files.filesystem)
+        connection.register_filesystem(reader)
     define_views(connection, view_statements(files))
     return connection
 
@@ -274,7 +275,7 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
 def views_script(files: StoreFiles) -> str:
     """A SQL script that defines all views, with a header that says what a client needs for it."""
     header = f"-- DuckDB views of the store {files.root}\n"
-    if files.filesystem is not None:
+    if files.is_remote:
         header += _REMOTE_CLIENT
     return "\n".join([header, *view_statements(files)])
 

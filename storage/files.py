@@ -91,9 +91,16 @@ class StoreFiles:
         return self._backend.root
 
     @property
-    def filesystem(self) -> Any | None:
-        """The fsspec filesystem of an object store, for SQL engines; None for a folder."""
-        return self._backend.filesystem
+    def is_remote(self) -> bool:
+        """Whether the store is in an object store."""
+        return isinstance(self._backend, ObjectStore)
+
+    def reader(self) -> Any | None:
+        """A new fsspec filesystem through which an SQL engine reads an object store.
+
+        It may take listings that are ten seconds old. None for a folder.
+        """
+        return self._backend.reader()
 
     def local(self, path: str) -> Path:
         """Absolute path of a file given by its path inside the store.
