@@ -73,7 +73,13 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
     ),
     "analysis_manifests": (
         "analyses/*/analysis.json",
-        {"analysis": "varchar", "run": "varchar", "parameters": "json", "files": [_FILE]},
+        {
+            "analysis": "varchar",
+            "run": "varchar",
+            "created": "timestamp",
+            "parameters": "json",
+            "files": [_FILE],
+        },
     ),
     "run_records": (
         "runs/*/run.json",
