@@ -119,8 +119,15 @@ def capture(
 @click.option("--store", required=True, help="Folder or URL (s3://bucket/prefix) of the store.")
 @_study_options
 @click.option("--new-run", is_flag=True, help="Capture beside a run of an earlier form of STUDY.")
+@click.option("--plots", type=_PATH, help="Also draw pictures into this folder.")
 def run(
-    study: Path, store: str, overrides: tuple[str, ...], tokens: int | None, *, new_run: bool
+    study: Path,
+    store: str,
+    overrides: tuple[str, ...],
+    tokens: int | None,
+    *,
+    new_run: bool,
+    plots: Path | None,
 ) -> None:
     """Capture STUDY, make its analyses, and show what they say."""
     from ray_app.commands import analysis, capture
@@ -129,6 +136,8 @@ def run(
     finished = capture.capture(settings, store, new_run=new_run)
     analysis.analyse(finished.store, finished.id, settings.analyses)
     if settings.analyses:
+        if plots is not None:
+            analysis.plot(store, finished.id, metric=None, fraction=None, out=plots)
         analysis.summary(store, finished.id, metric=None, fraction=None)
 
 
