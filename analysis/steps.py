@@ -54,6 +54,13 @@ class Steps:
             text = text.format(**parts)
         self._connection.execute(f"create temp table computed_{into or name} as {text}", params)
 
+    def take(self, other: "Steps", name: str, *, into: str) -> None:
+        """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
+        rows = other.connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
+        self._connection.register("taken", rows)
+        self._connection.execute(f"create temp table computed_{into} as from taken")
+        self._connection.unregister("taken")
+
     def first(self, name: str) -> dict[str, Any] | None:
         """The first row of a check, or None if it found nothing."""
         rows = self._connection.sql(load_query("analysis", name).text).to_arrow_table().to_pylist()

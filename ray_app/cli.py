@@ -262,6 +262,47 @@ def verify(store: str, recompute: int | None, run: str | None) -> None:
     query.verify(store, recompute=recompute, run=run)
 
 
+@cli.command()
+@_STORE
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--store-b", help="Folder or URL of the store that holds RUN_B, if another.")
+@click.option("--fractions", default="0.01,0.05", show_default=True, help="Fractions to select.")
+@click.option(
+    "--metric", default="abs", show_default=True, help="abs, rms, std, sqrt, freq or mean."
+)
+@click.option(
+    "--within",
+    type=click.Choice(["model", "layer"]),
+    default="model",
+    show_default=True,
+    help="Select the top fraction over all layers, or in each layer.",
+)
+@click.option(
+    "--format",
+    "result_format",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="A summary for people, or all rows.",
+)
+def drift(
+    store: str,
+    run_a: str,
+    run_b: str,
+    store_b: str | None,
+    fractions: str,
+    metric: str,
+    within: str,
+    result_format: str,
+) -> None:
+    """Compare RUN_B with RUN_A of the STORE: how far importance and selections differ."""
+    from ray_app.commands import drift
+
+    options = {"fractions": fractions.split(","), "metrics": [metric], "within": within}
+    drift.drift(store, run_a, run_b, store_b=store_b, result_format=result_format, options=options)
+
+
 def main() -> None:
     """Run the command line; user errors print one sentence and exit with status 2."""
     if not sys.stderr.isatty():
