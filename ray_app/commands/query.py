@@ -32,6 +32,10 @@ def sql(
     try:
         store.export(query, temporary, result_format)
         temporary.replace(output)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write --output {output}: {error.strerror}. Give the name of a file."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
