@@ -93,6 +93,8 @@ class Network:
         _run(["ip", "netns", "add", name])
         self._stack.callback(_run, ["ip", "netns", "del", name])
         _run(["ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name])
+        # A namespace may outlive its name for a while, and would keep its end of the pair.
+        self._stack.callback(_run, ["ip", "link", "del", outside])
         _run(["ip", "link", "set", outside, "master", self._bridge, "up"])
         _run([*inside, "ip", "address", "add", f"{address}/24", "dev", "eth0"])
         _run([*inside, "ip", "link", "set", "eth0", "up"])
