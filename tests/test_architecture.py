@@ -222,8 +222,10 @@ def loaded_by(statement: str) -> set[str]:
     return set(ast.literal_eval(done.stdout))
 
 
-@pytest.mark.parametrize("names", ["storage, analysis", "ray_app.cli", "ray_app.commands.query"])
-def test_asking_a_store_loads_no_machinery(names: str) -> None:
+@pytest.mark.parametrize(
+    "names", ["storage, analysis", "ray_app.cli", "ray_app.study", "ray_app.commands.query"]
+)
+def test_asking_a_store_and_reading_a_study_load_no_machinery(names: str) -> None:
     assert loaded_by(f"import {names}") == set()
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from pathlib import Path
 
 import click
 import torch
@@ -17,7 +16,7 @@ from ray_app.placement import place
 from ray_app.plan import ModelFacts, check_fits, inspect_model, make_plan
 from ray_app.progress import open_progress
 from ray_app.run import Run, begin_run, find_run
-from ray_app.study import Study, load_study
+from ray_app.study import Study
 from storage import Store, StoreFiles, create_store
 
 _WIDTH_WITHOUT_TERMINAL = 120
@@ -25,16 +24,9 @@ _WIDTH_WITHOUT_TERMINAL = 120
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def load(path: Path, overrides: list[str]) -> Study:
-    """Read a study, and make this process ready to plan it."""
-    quiet_transformers()
-    # Planning is Python and tokenizer work; torch's threads would only contend with it.
-    torch.set_num_threads(1)
-    return load_study(path, overrides)
-
-
 def plan(study: Study, store: str) -> None:
     """Print the plan of a study; refuse one that does not fit."""
+    _prepare()
     made = make_plan(study, inspect_model(study), on_task=_say_task)
     costs = made.costs(StoreFiles(store).free_bytes())
     width = shutil.get_terminal_size((_WIDTH_WITHOUT_TERMINAL, 24)).columns
@@ -46,6 +38,7 @@ def plan(study: Study, store: str) -> None:
 def capture(study: Study, store_path: str, *, new_run: bool) -> Run:
     """Begin or resume the run of a study, and finish it."""
     start = time.monotonic()
+    _prepare()
     model = inspect_model(study)
     store = create_store(store_path)
     run = find_run(store, study, model, new_run=new_run)
@@ -91,6 +84,12 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
         with open_progress(total_tokens=total, total_shards=len(remaining)) as progress:
             driver.capture(run, workers, progress)
     return run
+
+
+def _prepare() -> None:
+    quiet_transformers()
+    # Planning is Python and tokenizer work; torch's threads would only contend with it.
+    torch.set_num_threads(1)
 
 
 def _say_task(task: str) -> None:
