@@ -34,9 +34,7 @@ def write_scores(path: Path, *, num_tasks: int, num_layers: int, width: int) -> 
             writer.write_table(_scores_table(f"task-{task:02d}", layer, neuron, score))
 
 
-def _scores_table(
-    task: str, layer: np.ndarray, neuron: np.ndarray, score: np.ndarray
-) -> pa.Table:
+def _scores_table(task: str, layer: np.ndarray, neuron: np.ndarray, score: np.ndarray) -> pa.Table:
     return pa.table(
         {
             "task": pa.array([task] * len(score), pa.string()),
@@ -70,7 +68,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", default="6GB", help="most memory that DuckDB may take")
     args = parser.parse_args()
-    print(f"{args.tasks} tasks x {args.layers * args.width:,} neurons at {len(FRACTIONS)} fractions")
+    print(
+        f"{args.tasks} tasks x {args.layers * args.width:,} neurons at {len(FRACTIONS)} fractions"
+    )
     with tempfile.TemporaryDirectory() as folder:
         measure(args, Path(folder))
 
