@@ -100,8 +100,9 @@ def measure(port: int, log: Path, shards: int) -> None:
     count("list what is committed", lambda: store.committed(RUN))
     reader = open_store("s3://bucket/store")
     count("define the views", lambda: reader.connection)
-    count("count commits", lambda: reader.sql("select count(*) from commits").fetchall())
-    count("merge statistics", lambda: reader.sql("select count(*) from neuron_stats").fetchall())
+    query = "select sum(num_tokens) from commits"
+    count("sum tokens of commits", lambda: reader.sql(query).fetchall())
+    count("merge statistics", lambda: reader.sql("select sum(std) from neuron_stats").fetchall())
     count("verify", lambda: verify_store(reader))
 
 
