@@ -107,24 +107,33 @@ def compare_runs(
     return Drift(analysis=analysis, left_out=_left_out(a, b, settings))
 
 
-def drift_by_task(store: Store, analysis: str) -> list[dict[str, Any]]:
-    """The drift of each task and site over the whole model, fractions side by side in lists."""
-    query = load_query("analysis", "drift_by_task").text
-    rows: list[dict[str, Any]] = store.table(query, {"analysis": analysis}).to_pylist()
-    return rows
+def drift_by_task(store: Store, analysis: str, metric: str) -> list[dict[str, Any]]:
+    """The drift of each task and site over the whole model, by one of the metrics of a drift.
+
+    Columns of the table ``drift``, but ``fractions``, ``shares`` (share_of_a) and ``lifts`` are
+    lists, from the smallest fraction up.
+    """
+    return _rows(store, "drift_by_task", {"analysis": analysis, "metric": metric})
 
 
-def drift_by_layer(store: Store, analysis: str, count: int) -> list[dict[str, Any]]:
-    """The `count` layers of each site that drift most, means over tasks, most drifted first."""
-    query = load_query("analysis", "drift_by_layer").text
-    params = {"analysis": analysis, "count": count}
-    rows: list[dict[str, Any]] = store.table(query, params).to_pylist()
-    return rows
+def drift_by_layer(store: Store, analysis: str, metric: str, count: int) -> list[dict[str, Any]]:
+    """The `count` layers of each site that correlate least, the least first.
+
+    Columns of the table ``drift`` at its smallest fraction: correlation and errors are means over
+    tasks, share_of_a and lift those of all tasks together.
+    """
+    params = {"analysis": analysis, "metric": metric, "count": count}
+    return _rows(store, "drift_by_layer", params)
 
 
 def drift_query(analysis: str) -> str:
     """SQL that gives all rows of a drift."""
     return load_query("analysis", "drift_rows").text.format(analysis=quote(analysis))
+
+
+def _rows(store: Store, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = store.table(load_query("analysis", name).text, params).to_pylist()
+    return rows
 
 
 def _compute(

@@ -1,6 +1,7 @@
 -- name: drift_by_layer
 -- purpose: The layers of each site whose importances correlate least, on average over tasks.
 -- param: analysis - id of the drift
+-- param: metric - one of its metrics
 -- param: count - most layers of each site
 -- grain: one row per (site, layer)
 with
@@ -20,7 +21,7 @@ layers as (
         sum(d.shared) / nullif(sum(d.expected), 0) as lift
     from drift as d
     join smallest as s on d.fraction = s.fraction
-    where d.analysis = $analysis and d.layer is not null
+    where d.analysis = $analysis and d.metric = $metric and d.layer is not null
     group by d.site, d.layer
 )
 

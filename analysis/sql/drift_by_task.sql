@@ -1,6 +1,7 @@
 -- name: drift_by_task
 -- purpose: The drift of each task over the whole model, with all fractions side by side.
 -- param: analysis - id of the drift
+-- param: metric - one of its metrics
 -- grain: one row per (task, site)
 select
     task,
@@ -16,6 +17,6 @@ select
     any_value(loss_difference) as loss_difference,
     any_value(top1_difference) as top1_difference
 from drift
-where analysis = $analysis and layer is null
+where analysis = $analysis and metric = $metric and layer is null
 group by task, site
 order by task, site desc

@@ -23,6 +23,11 @@ _NUM_LAYERS = 3
 
 _TASK_WIDTH = 12
 
+_LEGEND = """\
+corr: Spearman's correlation of importance; error: its |a - b| / max(|a|, |b|)
+top: % of A's selection {scope} that B shares; chance: the fraction
+loss in nats, top-1 in percentage points: B - A"""
+
 
 def drift(
     store_path: str,
@@ -77,10 +82,13 @@ def _settings(options: dict[str, Any]) -> AnalysisSettings:
 
 
 def _print_summary(store: Store, analysis: str, settings: AnalysisSettings) -> None:
-    rows = drift_by_task(store, analysis)
+    metric = settings.metrics[0]
+    rows = drift_by_task(store, analysis, metric)
     console = Console(highlight=False)
     console.print(_by_task(rows, settings))
-    console.print(_by_layer(drift_by_layer(store, analysis, _NUM_LAYERS), settings))
+    scope = "over all layers" if settings.within == "model" else "in each layer"
+    click.echo(_LEGEND.format(scope=scope) + "\n")
+    console.print(_by_layer(drift_by_layer(store, analysis, metric, _NUM_LAYERS), settings))
     others = sorted({row["task"] for row in rows if not row["same_inputs"]})
     if others:
         console.print(
@@ -91,14 +99,7 @@ def _print_summary(store: Store, analysis: str, settings: AnalysisSettings) -> N
 
 def _by_task(rows: list[dict[str, Any]], settings: AnalysisSettings) -> Table:
     fractions = settings.fractions[:_MAX_FRACTIONS]
-    table = _table(
-        f"Drift by task: {settings.metrics[0]}, over the whole model; the top is selected "
-        f"{'over all layers' if settings.within == 'model' else 'in each layer'}\n"
-        "rank corr: Spearman's correlation of importance\n"
-        "error: |a - b| / max(|a|, |b|) of importance\n"
-        "top: percent of A's selection that B shares; by chance it is the fraction\n"
-        "loss in nats, top-1 in percentage points: B - A"
-    )
+    table = _table(f"Drift by task: {settings.metrics[0]}, over the whole model")
     table.add_column("task", max_width=_TASK_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column("site")
     tops = [f"top\n{fraction:.3g}" for fraction in fractions]
@@ -125,7 +126,7 @@ def _by_task(rows: list[dict[str, Any]], settings: AnalysisSettings) -> Table:
 
 
 def _by_layer(rows: list[dict[str, Any]], settings: AnalysisSettings) -> Table:
-    table = _table("Layers that drift most: means over tasks")
+    table = _table("Layers that drift most, over all tasks")
     table.add_column("site")
     top = f"top\n{settings.fractions[0]:.3g}"
     for name in ("layer", "rank\ncorr", "error\nmedian", "error\np90", top, "lift"):

@@ -259,7 +259,7 @@ def test_neurons_that_are_all_tied_have_no_correlation(store: Store) -> None:
     write_run(store, "flat", {key: np.ones_like(z) for key, z in importances(1).items()})
     made = compare_runs(store, "run-a", "flat", settings()).analysis
     assert {row["correlation"] for row in rows_of(store, made.id)} == {None}
-    assert {row["correlation"] for row in drift_by_task(store, made.id)} == {None}
+    assert {row["correlation"] for row in drift_by_task(store, made.id, "abs")} == {None}
 
 
 def test_swapping_the_runs_mirrors_the_drift(store: Store) -> None:
@@ -338,24 +338,24 @@ def test_summaries_put_fractions_side_by_side_and_the_least_alike_layers_first(
     values = importances(1)
     mended = {key: z if key[2] == 0 else importances(2)[key] for key, z in values.items()}
     write_run(store, "half", mended)
-    made = compare_runs(store, "run-a", "half", settings()).analysis
-    by_task = drift_by_task(store, made.id)
+    made = compare_runs(store, "run-a", "half", settings(metrics=["freq", "abs"])).analysis
+    by_task = drift_by_task(store, made.id, "abs")
     assert [(row["task"], row["site"]) for row in by_task] == [
         (task, site) for task in TASKS for site in ("mlp", "attn")
     ]
     assert {tuple(row["fractions"]) for row in by_task} == {(0.15, 0.3)}
     rows = {(r["task"], r["site"], r["fraction"]): r for r in rows_of(store, made.id)
-            if r["layer"] is None}  # fmt: skip
+            if r["layer"] is None and r["metric"] == "abs"}  # fmt: skip
     for row in by_task:
         same = [rows[row["task"], row["site"], fraction] for fraction in (0.15, 0.3)]
         assert row["shares"] == [r["share_of_a"] for r in same]
         assert row["correlation"] == same[0]["correlation"]
-    by_layer = drift_by_layer(store, made.id, 2)
+    by_layer = drift_by_layer(store, made.id, "abs", 2)
     assert [(row["site"], row["layer"]) for row in by_layer] == [
         ("mlp", 1), ("mlp", 0), ("attn", 1), ("attn", 0),
     ]  # fmt: skip
     assert [row["correlation"] for row in by_layer][1::2] == [1.0, 1.0]
-    assert len(drift_by_layer(store, made.id, 1)) == 2
+    assert len(drift_by_layer(store, made.id, "abs", 1)) == 2
 
 
 Change = Callable[[Store], None]
