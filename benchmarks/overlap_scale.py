@@ -1,4 +1,4 @@
-"""Selections and overlap of as many scores as a 7B model has: 20 tasks x 32 layers x 14,336 neurons.
+"""Selections and overlap at the scale of a 7B model: 20 tasks x 32 layers x 14,336 neurons.
 
     python benchmarks/overlap_scale.py
 
@@ -10,7 +10,6 @@ import argparse
 import resource
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import overlap_of_scores
-from storage.catalog import open_connection
 
 FRACTIONS = [0.01, 0.02, 0.05, 0.1, 0.2]
 
@@ -34,9 +32,7 @@ def write_scores(path: Path, *, num_tasks: int, num_layers: int, width: int) -> 
             writer.write_table(_scores_table(f"task-{task:02d}", layer, neuron, score))
 
 
-def _scores_table(
-    task: str, layer: np.ndarray, neuron: np.ndarray, score: np.ndarray
-) -> pa.Table:
+def _scores_table(task: str, layer: np.ndarray, neuron: np.ndarray, score: np.ndarray) -> pa.Table:
     return pa.table(
         {
             "task": pa.array([task] * len(score), pa.string()),
@@ -48,16 +44,17 @@ def _scores_table(
 
 
 class Steps:
-    """Prints how long each step took, once the next one begins."""
+    """Prints how long each step took, once the next one begins; files are written in the last."""
 
     def __init__(self) -> None:
-        self._name = ""
-        self._since = 0.0
+        self._name: str | None = None
+        self._since = (0.0, 0.0)
 
-    def begin(self, name: str) -> None:
-        now = time.perf_counter()
-        if self._name:
-            print(f"  {self._name:<20}{now - self._since:8.2f} s")
+    def begin(self, name: str | None) -> None:
+        now = time.perf_counter(), time.process_time()
+        if self._name is not None:
+            wall, cpu = (end - start for start, end in zip(self._since, now, strict=True))
+            print(f"  {self._name:<20}{wall:8.2f} s {cpu:8.2f} s of processor time")
         self._name, self._since = name, now
 
 
@@ -70,7 +67,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", default="6GB", help="most memory that DuckDB may take")
     args = parser.parse_args()
-    print(f"{args.tasks} tasks x {args.layers * args.width:,} neurons at {len(FRACTIONS)} fractions")
+    print(
+        f"{args.tasks} tasks x {args.layers * args.width:,} neurons at {len(FRACTIONS)} fractions"
+    )
     with tempfile.TemporaryDirectory() as folder:
         measure(args, Path(folder))
 
@@ -86,9 +85,11 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         FRACTIONS,
         folder / "out",
         within=args.within,
+        threads=args.threads,
+        memory_limit=args.memory,
         on_step=steps.begin,
     )
-    steps.begin("")
+    steps.begin(None)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
