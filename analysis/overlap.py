@@ -25,6 +25,9 @@ __all__ = ["analyse_run", "overlap_of_scores", "rank", "score"]
 
 _TABLES = ("importance", "scores", "selections", "overlap")
 
+_MAX_LAYER, _MAX_NEURON = 2**15 - 1, 2**31 - 1
+"""What the columns of the tables hold."""
+
 
 def analyse_run(
     store: Store,
@@ -76,6 +79,8 @@ def overlap_of_scores(
     out: Path,
     *,
     within: Within = "model",
+    threads: int | None = None,
+    memory_limit: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> pa.Table:
     """Selections and overlap of scores of one's own, as Parquet and CSV files.
@@ -86,6 +91,8 @@ def overlap_of_scores(
         fractions: fractions of the neurons to select, each in (0, 1].
         out: folder to write ``selections`` and ``overlap`` to.
         within: select the top fraction of the whole model or of each layer.
+        threads: most threads to use; all cores if not given.
+        memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
         on_step: called with the name of each step before it runs.
 
     Returns:
@@ -96,15 +103,17 @@ def overlap_of_scores(
         StoreError: if `out` cannot be written.
     """
     chosen = _checked_fractions(fractions)
+    files = StoreFiles(out)
     site = _site_expression(scores)
-    steps = Steps(open_connection(), on_step)
+    steps = Steps(open_connection(threads=threads, memory_limit=memory_limit), on_step)
     steps.run("given_scores", {"file": str(scores)}, into="scores", site=site)
     _check_scores(steps, scores)
+    files.prepare()
     _select_and_compare(steps, chosen, within)
-    files = StoreFiles(out)
     for name in ("selections", "overlap"):
         files.put_batches(f"{name}.parquet", name, steps.batches(name))
-        files.put(f"{name}.csv", steps.csv(name))
+        with files.writing(f"{name}.csv") as path:
+            steps.write_csv(name, path)
     overlap: pa.Table = files.get_table("overlap.parquet")
     return overlap
 
@@ -229,8 +238,9 @@ def _check_scores(steps: Steps, file: Path) -> None:
     bad = steps.first("bad_scores")
     if bad is not None:
         raise AnalysisError(
-            f"every row of {file} must have a task, a site, a layer, a neuron and a finite score, "
-            f"found {_described(bad)}: remove or mend such rows."
+            f"every row of {file} must have a task, a site, a layer from 0 to {_MAX_LAYER:,}, a "
+            f"neuron from 0 to {_MAX_NEURON:,} and a finite score, found {_described(bad)}: remove "
+            "or mend such rows."
         )
     odd = steps.first("uneven_scores")
     if odd is not None:
@@ -249,4 +259,7 @@ def _check_scores(steps: Steps, file: Path) -> None:
 
 
 def _described(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.items())
+    return ", ".join(
+        f"{name} {'missing or out of range' if value is None else value}"
+        for name, value in row.items()
+    )

@@ -44,16 +44,17 @@ def _scores_table(task: str, layer: np.ndarray, neuron: np.ndarray, score: np.nd
 
 
 class Steps:
-    """Prints how long each step took, once the next one begins."""
+    """Prints how long each step took, once the next one begins; files are written in the last."""
 
     def __init__(self) -> None:
-        self._name = ""
-        self._since = 0.0
+        self._name: str | None = None
+        self._since = (0.0, 0.0)
 
-    def begin(self, name: str) -> None:
-        now = time.perf_counter()
-        if self._name:
-            print(f"  {self._name:<20}{now - self._since:8.2f} s")
+    def begin(self, name: str | None) -> None:
+        now = time.perf_counter(), time.process_time()
+        if self._name is not None:
+            wall, cpu = (end - start for start, end in zip(self._since, now, strict=True))
+            print(f"  {self._name:<20}{wall:8.2f} s {cpu:8.2f} s of processor time")
         self._name, self._since = name, now
 
 
@@ -84,9 +85,11 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         FRACTIONS,
         folder / "out",
         within=args.within,
+        threads=args.threads,
+        memory_limit=args.memory,
         on_step=steps.begin,
     )
-    steps.begin("")
+    steps.begin(None)
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

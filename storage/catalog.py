@@ -27,6 +27,7 @@ __all__ = [
     "add_function",
     "connect",
     "define_views",
+    "execute",
     "export",
     "fetch",
     "open_connection",
@@ -227,6 +228,20 @@ def run_query(
     if relation is None:
         raise QueryError("the query returns no rows to show: ask with a select statement.")
     return relation
+
+
+def execute(
+    connection: duckdb.DuckDBPyConnection, statement: str, params: dict[str, Any] | None = None
+) -> None:
+    """Run one statement for what it does.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    try:
+        connection.execute(statement, params)
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
 
 
 def fetch(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -153,6 +153,14 @@ class StoreFiles:
             StoreError: if they cannot be written.
         """
         self._backend.publish(staged.root, target, last)
+
+    def writing(self, path: str) -> AbstractContextManager[Path]:
+        """A path of this machine to write a file to, which appears whole when the block ends well.
+
+        Raises:
+            StoreError: as `put`.
+        """
+        return self._backend.writing(path)
 
     def put_json(self, path: str, value: Any) -> None:
         """Write a JSON file (canonical form)."""
