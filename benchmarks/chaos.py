@@ -174,7 +174,7 @@ class Chaos:
         self._cluster = cluster
         self._study = study
         self._report = report
-        self._random = random.Random(report.seed)  # noqa: S311 - not for secrets
+        self._random = random.Random(report.seed)
         self._start = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -385,7 +385,7 @@ def draw_victims(kills: int, seed: int) -> list[str]:
     """Kinds of processes in the order in which they die: half of them actors."""
     kinds = ["actor", "driver", "actor", "raylet"] * (kills // 4 + 1)
     victims = kinds[:kills]
-    random.Random(seed).shuffle(victims)  # noqa: S311 - not for secrets
+    random.Random(seed).shuffle(victims)
     return victims
 
 

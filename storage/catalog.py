@@ -61,6 +61,7 @@ _RECORDS = {
             "num_samples": "bigint",
             "num_tokens": "bigint",
             "num_counted": "bigint",
+            "num_quarantined": "bigint",
             "files": f"{_FILE_TYPE}[]",
         },
     ),

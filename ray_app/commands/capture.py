@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
+from ray_app.capture.quarantine import Quarantine
 from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
@@ -40,6 +41,11 @@ def capture(study_path: Path, store_path: str, overrides: list[str], *, new_run:
     if run is None or run.remaining():
         with ray_session():
             run = _capture_remaining(store, study, model, run)
+    if num_quarantined := run.num_quarantined():
+        _console.print(
+            f"{num_quarantined} sample(s) failed and were set aside: see `actlake query "
+            f"{store_path} 'from quarantine'`"
+        )
     _console.print(
         f"run [bold]{run.id}[/] is complete in {store.files.root} after "
         f"{time.monotonic() - start:.0f} s; next: actlake analyse {store_path}"
@@ -65,9 +71,14 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
     )
     start = time.monotonic()
     specs = run.stage_specs(placement.cut)
+    quarantine = Quarantine(
+        max_samples=study.capture.max_quarantined, num_samples=run.num_quarantined()
+    )
     with (
         drive_alone(store.files, run.id),
-        ray_workers(specs, placement, max_deaths=study.resources.max_deaths) as workers,
+        ray_workers(
+            specs, placement, max_deaths=study.resources.max_deaths, quarantine=quarantine
+        ) as workers,
     ):
         _console.print(
             f"{placement.replicas} x {len(placement.cut)} stage(s) of "
