@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from storage import ActlakeError
+from storage import ActlakeError, open_store
 
 __all__ = ["cli", "main"]
 
@@ -37,6 +37,47 @@ def _study_options(command: Command) -> Command:
     )(command)
 
 
+class _Numbers(click.ParamType[list[float]]):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[float]:
+        try:
+            return [float(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.01,0.05", param, ctx)
+
+
+class _Names(click.ParamType[list[str]]):
+    """Names separated by commas."""
+
+    name = "names"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        return [part.strip() for part in str(value).split(",")]
+
+
+_WITHIN = click.option(
+    "--within",
+    type=click.Choice(["model", "layer"]),
+    default="model",
+    show_default=True,
+    help="Select the top fraction over all layers, or in each layer.",
+)
+
+
+def _view_options(command: Command) -> Command:
+    command = click.option("--fraction", type=float, help="Fraction to show; the smallest.")(
+        command
+    )
+    return click.option("--metric", help="Which metric; abs if there.")(command)
+
+
 def _overrides(given: tuple[str, ...], tokens: int | None) -> list[str]:
     return [*given, *([] if tokens is None else [f"capture.tokens={tokens}"])]
 
@@ -55,7 +96,7 @@ def plan(study: Path, store: str, overrides: tuple[str, ...], tokens: int | None
     """Show what capturing STUDY would read, write and cost, and whether it fits."""
     from ray_app.commands import capture
 
-    capture.plan(study, store, _overrides(overrides, tokens))
+    capture.plan(capture.load(study, _overrides(overrides, tokens)), store)
 
 
 @cli.command()
@@ -69,7 +110,101 @@ def capture(
     """Run the model of STUDY over its tasks into the store; resumes where it was stopped."""
     from ray_app.commands import capture
 
-    capture.capture(study, store, _overrides(overrides, tokens), new_run=new_run)
+    settings = capture.load(study, _overrides(overrides, tokens))
+    capture.capture(settings, store, new_run=new_run)
+
+
+@cli.command()
+@_STUDY
+@click.option("--store", required=True, help="Folder or URL (s3://bucket/prefix) of the store.")
+@_study_options
+@click.option("--new-run", is_flag=True, help="Capture beside a run of an earlier form of STUDY.")
+@click.option("--plots", type=_PATH, help="Also draw pictures into this folder.")
+def run(
+    study: Path,
+    store: str,
+    overrides: tuple[str, ...],
+    tokens: int | None,
+    *,
+    new_run: bool,
+    plots: Path | None,
+) -> None:
+    """Capture STUDY, make its analyses, and show what they say."""
+    from ray_app.commands import analysis, capture
+
+    settings = capture.load(study, _overrides(overrides, tokens))
+    finished = capture.capture(settings, store, new_run=new_run)
+    analysis.analyse(finished.store, finished.id, settings.analyses)
+    if settings.analyses:
+        if plots is not None:
+            analysis.plot(store, finished.id, metric=None, fraction=None, out=plots)
+        analysis.summary(store, finished.id, metric=None, fraction=None)
+
+
+@cli.command()
+@_STORE
+@_RUN
+@click.option("--study", type=_PATH, help="Make the analyses of this study file.")
+@click.option("--reference", help="Task to score against; the study's own if not given.")
+@click.option("--metrics", type=_Names(), help="abs, rms, std, sqrt, freq, mean, rand.")
+@click.option("--fractions", type=_Numbers(), help="Fractions to select, such as 0.01,0.05.")
+@click.option("--within", type=click.Choice(["model", "layer"]), help="Top of model or layer.")
+@click.option("--sites", type=_Names(), help="mlp, attn; all that were captured if not given.")
+@click.option("--seed", type=int, help="Seed of the metric rand.")
+@click.option("--partial", is_flag=True, help="Analyse a capture that is not complete.")
+def analyse(
+    store: str,
+    run: str | None,
+    study: Path | None,
+    reference: str | None,
+    *,
+    partial: bool,
+    **options: Any,
+) -> None:
+    """Compute importance, scores, selections and overlap of a run into the STORE."""
+    from ray_app.commands import analysis
+
+    opened = open_store(store)
+    analyses = analysis.chosen_settings(study, options)
+    chosen = opened.resolve_run(run)
+    analysis.analyse(opened, chosen, analyses, reference=reference, partial=partial)
+
+
+@cli.command()
+@click.option("--scores", required=True, type=_PATH, help="Parquet: task, layer, neuron, score.")
+@click.option("--fractions", type=_Numbers(), default="0.01,0.05", show_default=True)
+@_WITHIN
+@click.option("--out", required=True, type=_PATH, help="Folder for the results.")
+def overlap(scores: Path, fractions: list[float], within: Any, out: Path) -> None:
+    """Select and compare neurons by scores of your own, from a Parquet file."""
+    from ray_app.commands import analysis
+
+    analysis.overlap(scores, fractions, out, within)
+
+
+@cli.command()
+@_STORE
+@_RUN
+@_view_options
+def summary(store: str, run: str | None, metric: str | None, fraction: float | None) -> None:
+    """Show accuracy, overlap and the most task-specific neurons of a run."""
+    from ray_app.commands import analysis
+
+    analysis.summary(store, run, metric=metric, fraction=fraction)
+
+
+@cli.command()
+@_STORE
+@_RUN
+@_view_options
+@click.option("--out", required=True, type=_PATH, help="Folder for the pictures.")
+def plot(
+    store: str, run: str | None, metric: str | None, fraction: float | None, out: Path
+) -> None:
+    """Draw overlap and layer profiles of a run as PNG files."""
+    from ray_app.commands import analysis
+
+    analysis.plot(store, run, metric=metric, fraction=fraction, out=out)
 
 
 @cli.command()

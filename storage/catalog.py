@@ -70,6 +70,7 @@ _RECORDS = {
         {
             "analysis": "varchar",
             "run": "varchar",
+            "created": "timestamp",
             "parameters": "json",
             "files": f"{_FILE_TYPE}[]",
         },

@@ -22,19 +22,25 @@ from storage import Store, StoreFiles, create_store
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def plan(study_path: Path, store: str, overrides: list[str]) -> None:
+def load(path: Path, overrides: list[str]) -> Study:
+    """Read a study, and make this process ready to plan it."""
+    quiet_transformers()
+    # Planning is Python and tokenizer work; torch's threads would only contend with it.
+    torch.set_num_threads(1)
+    return load_study(path, overrides)
+
+
+def plan(study: Study, store: str) -> None:
     """Print the plan of a study; refuse one that does not fit."""
-    study = _load(study_path, overrides)
     made = make_plan(study, inspect_model(study), on_task=_say_task)
     costs = made.costs(StoreFiles(store).free_bytes())
     _print_plan(made, costs)
     check_fits(costs)
 
 
-def capture(study_path: Path, store_path: str, overrides: list[str], *, new_run: bool) -> None:
+def capture(study: Study, store_path: str, *, new_run: bool) -> Run:
     """Begin or resume the run of a study, and finish it."""
     start = time.monotonic()
-    study = _load(study_path, overrides)
     store = create_store(store_path)
     model = inspect_model(study)
     run = find_run(store, study, model, new_run=new_run)
@@ -48,8 +54,9 @@ def capture(study_path: Path, store_path: str, overrides: list[str], *, new_run:
         )
     _console.print(
         f"run [bold]{run.id}[/] is complete in {store.files.root} after "
-        f"{time.monotonic() - start:.0f} s; next: actlake analyse {store_path}"
+        f"{time.monotonic() - start:.0f} s"
     )
+    return run
 
 
 def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run | None) -> Run:
@@ -89,13 +96,6 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
         with open_progress(total_tokens=total, total_shards=len(remaining)) as progress:
             driver.capture(run, workers, progress)
     return run
-
-
-def _load(study_path: Path, overrides: list[str]) -> Study:
-    quiet_transformers()
-    # Planning is Python and tokenizer work; torch's threads would only contend with it.
-    torch.set_num_threads(1)
-    return load_study(study_path, overrides)
 
 
 def _say_task(task: str) -> None:

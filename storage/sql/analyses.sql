@@ -4,6 +4,7 @@
 select
     analysis,
     run,
+    created,
     parameters,
     list_transform(files, lambda f: f.table) as tables,
     list_sum(list_transform(files, lambda f: f.rows))::bigint as num_rows,

@@ -3,7 +3,9 @@
 -- grain: one row per analysis
 select
     analysis,
-    parameters::varchar as parameters,
+    run,
+    created,
+    array_to_string((parameters -> '$.metrics')::varchar[], ' ') as metrics,
     num_rows as rows,
     round(bytes / 1e6, 1) as megabytes
 from analyses

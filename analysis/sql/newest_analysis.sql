@@ -1,0 +1,15 @@
+-- name: newest_analysis
+-- purpose: The last analysis of a run, with its parameters.
+-- param: run - id of the run
+-- grain: at most one row
+select
+    analysis,
+    parameters ->> '$.reference' as reference,
+    parameters ->> '$.within' as within,
+    (parameters -> '$.metrics')::varchar[] as metrics,
+    (parameters -> '$.fractions')::double[] as fractions,
+    (parameters -> '$.sites')::varchar[] as sites
+from analyses
+where run = $run and list_contains(tables, 'overlap')
+order by created desc, analysis
+limit 1
