@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.quarantine import Quarantine
 from ray_app.capture.scheduling import Scheduler
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import Stage, StageSpec, build_stage
@@ -47,7 +48,7 @@ class StageActor:
         """See `Stage.step`."""
         with self._metrics.busy():
             result = self._loaded.step(shard, index, hidden)
-        if isinstance(result, int):
+        if isinstance(result, int) and result > 0:  # Counters refuse to add nothing.
             self._metrics.tokens.inc(result)
         return result
 
@@ -55,15 +56,20 @@ class StageActor:
         """See `Stage.close`."""
         self._loaded.close(shard)
 
+    def drop(self, shard: PlannedShard) -> None:
+        """See `Stage.drop`."""
+        self._loaded.drop(shard)
+
     @ray.method(concurrency_group="beside")
-    def write(self, shard: PlannedShard, closed: None) -> list[FileRecord]:
-        """See `Stage.write`; `closed` is what `close` returned, so that it comes after it."""
+    def write(self, shard: PlannedShard) -> list[FileRecord]:
+        """See `Stage.write`."""
         files = self._loaded.write(shard)
         self._metrics.shards.inc()
         self._metrics.bytes.inc(sum(file.bytes for file in files))
         return files
 
-    @ray.method(concurrency_group="beside")
+    # In a group of its own: writing to a slow store is no reason to be taken for dead.
+    @ray.method(concurrency_group="answers")
     def answer(self) -> None:
         """Return at once."""
 
@@ -139,7 +145,11 @@ def cluster_nodes() -> list[Node]:
 
 @contextmanager
 def ray_workers(
-    specs: Sequence[StageSpec], placement: Placement, *, max_deaths: int
+    specs: Sequence[StageSpec],
+    placement: Placement,
+    *,
+    max_deaths: int,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[Scheduler]:
     """Pipelines of stage actors whose models are loaded; they end with the block.
 
@@ -147,28 +157,41 @@ def ray_workers(
         specs: the stages of one pipeline, in order.
         placement: how many pipelines, and what each stage takes.
         max_deaths: see `Scheduler`.
+        quarantine: see `Scheduler`.
 
     Raises:
         ActlakeError: what a stage raised, if its model cannot be loaded.
-        CaptureError: if the cluster has no room, or a worker died while it loaded.
+        CaptureError: if the cluster has no room, or workers die again and again while they load.
     """
     pipelines: list[_RayPipeline] = []
     try:
         for _ in range(placement.replicas):
             pipelines.append(_RayPipeline(specs, placement))
         calls = _RayCalls()
-        for loaded in [handle for pipeline in pipelines for handle in pipeline.load()]:
-            try:
-                calls.result(loaded)
-            except ShardInterruptedError as error:
-                raise CaptureError(
-                    f"a worker could not load its model, because {error}: if memory ran out, raise "
-                    "resources.stages, or lower resources.replicas."
-                ) from error
-        yield Scheduler(pipelines, calls, max_deaths=max_deaths)
+        _load_all(pipelines, calls, max_deaths)
+        yield Scheduler(pipelines, calls, max_deaths=max_deaths, quarantine=quarantine)
     finally:
         for pipeline in pipelines:
             pipeline.end()
+
+
+def _load_all(pipelines: Sequence["_RayPipeline"], calls: "_RayCalls", max_deaths: int) -> None:
+    loading = {handle: pipeline for pipeline in pipelines for handle in pipeline.load()}
+    deaths = 0
+    while loading:
+        handle = calls.wait(list(loading))
+        pipeline = loading.pop(handle)
+        try:
+            calls.result(handle)
+        except ShardInterruptedError as error:
+            deaths += 1
+            if deaths > max_deaths:
+                raise CaptureError(
+                    f"workers could not load their models {deaths} times, the last time because "
+                    f"{error}: if memory ran out, raise resources.stages, or lower "
+                    "resources.replicas."
+                ) from error
+            loading |= dict.fromkeys(pipeline.revive(), pipeline)
 
 
 class _RayPipeline:
@@ -188,10 +211,12 @@ class _RayPipeline:
                 "or lower resources.stages or resources.replicas."
             )
         self._stages = [self._start(index) for index in range(len(specs))]
+        self._loading: list[Any] = []
 
     def load(self) -> list[Any]:
         """Load all models; one handle for each."""
-        return [stage.load.remote() for stage in self._stages]
+        self._loading = [stage.load.remote() for stage in self._stages]
+        return list(self._loading)
 
     def step(self, shard: PlannedShard, batch: int) -> Any:
         """See `Pipeline.step`."""
@@ -200,22 +225,41 @@ class _RayPipeline:
             passed = stage.step.remote(shard, batch, passed)
         return passed
 
-    def finish(self, shard: PlannedShard) -> list[Any]:
-        """See `Pipeline.finish`."""
-        return [stage.write.remote(shard, stage.close.remote(shard)) for stage in self._stages]
+    def close(self, shard: PlannedShard) -> list[Any]:
+        """See `Pipeline.close`."""
+        return [stage.close.remote(shard) for stage in self._stages]
+
+    def write(self, shard: PlannedShard) -> list[Any]:
+        """See `Pipeline.write`."""
+        return [stage.write.remote(shard) for stage in self._stages]
+
+    def drop(self, shard: PlannedShard) -> None:
+        """See `Pipeline.drop`."""
+        for stage in self._stages:
+            stage.drop.remote(shard)
 
     def revive(self) -> list[Any]:
         """See `Pipeline.revive`."""
-        answers = [stage.answer.remote() for stage in self._stages]
-        loading = []
-        for index, answer in enumerate(answers):
+        # One that still loads need not answer: it may wait for a machine, and if it dies, the
+        # handle of its loading says so.
+        _, loading = ray.wait(self._loading, num_returns=len(self._loading), timeout=0)
+        answers = {
+            index: self._stages[index].answer.remote()
+            for index, loaded in enumerate(self._loading)
+            if loaded not in loading
+        }
+        if answers:
+            asked = list(answers.values())
+            ray.wait(asked, num_returns=len(asked), timeout=_SECONDS_TO_ANSWER)
+        for index, answer in answers.items():
             try:
-                ray.get(answer, timeout=_SECONDS_TO_ANSWER)
+                ray.get(answer, timeout=0)
             except RayError:
                 # Dead already, or it does not answer: in either case it must not go on.
                 ray.kill(self._stages[index])
                 self._stages[index] = self._start(index)
-                loading.append(self._stages[index].load.remote())
+                self._loading[index] = self._stages[index].load.remote()
+                loading.append(self._loading[index])
         return loading
 
     def end(self) -> None:
@@ -230,7 +274,7 @@ class _RayPipeline:
         actor = remote(
             num_cpus=self._resources["CPU"],
             num_gpus=self._resources.get("GPU", 0),
-            concurrency_groups={"beside": 1},
+            concurrency_groups={"beside": 1, "answers": 1},
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=index
             ),

@@ -117,7 +117,11 @@ class DriverLock:
     def _is_alive(self, found: dict[str, Any]) -> bool:
         if found["host"] == self._record["host"]:
             try:
-                return bool(psutil.Process(found["pid"]).create_time() == found["started"])
+                process = psutil.Process(found["pid"])
+                # A killed driver that nobody has waited for is still listed.
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return False
+                return bool(process.create_time() == found["started"])
             except psutil.NoSuchProcess:
                 return False
         deadline = time.monotonic() + _BEATS_TO_WAIT * self._interval

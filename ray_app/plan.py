@@ -174,7 +174,8 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
             name: task.model_dump(mode="json", exclude_defaults=True, by_alias=True)
             for name, task in study.tasks.items()
         },
-        "capture": study.capture.model_dump(mode="json"),
+        # How many samples may be set aside decides when a run stops, not what it holds.
+        "capture": study.capture.model_dump(mode="json", exclude={"max_quarantined"}),
         "software": {name: importlib.metadata.version(name) for name in software},
     }
 

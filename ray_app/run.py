@@ -85,6 +85,13 @@ class Run:
         committed = self.store.committed(self.id)
         return [shard for shard in self.shards if shard.key not in committed]
 
+    def num_quarantined(self) -> int:
+        """Samples that its committed shards set aside."""
+        committed = self.store.committed(self.id)
+        paths = {layout.quarantine_path(self.id, *key) for key in committed}
+        found = self.store.files.list(f"{layout.run_folder(self.id)}/quarantine/*/*.parquet")
+        return sum(self.store.files.num_rows(path) for path in found if path in paths)
+
 
 def find_run(store: Store, study: Study, model: ModelFacts, *, new_run: bool) -> Run | None:
     """The run that this study began in the store, if it did.

@@ -172,6 +172,13 @@ class CaptureSettings(_Settings):
         ge=1,
         description="Tokens after which a shard is closed: the unit of work and commit.",
     )
+    max_quarantined: int = Field(
+        0,
+        ge=0,
+        description="Samples of the run that may fail (the model raises on them, or activations or "
+        "losses are not finite) and are set aside in the table quarantine; one more stops the "
+        "capture. May be raised to go on with a run.",
+    )
 
 
 class ResourceSettings(_Settings):

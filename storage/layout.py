@@ -8,6 +8,7 @@ __all__ = [
     "analysis_folder",
     "analysis_manifest_path",
     "commit_path",
+    "quarantine_path",
     "run_folder",
     "run_path",
     "samples_path",
@@ -39,6 +40,11 @@ def tokens_path(run: str, task: str, shard: int) -> str:
 def stats_path(run: str, task: str, shard: int, stage: int) -> str:
     """Statistics of the layers that one stage holds, over one shard."""
     return f"{run_folder(run)}/stats/task={task}/stage-{stage:02d}/shard-{shard:05d}.parquet"
+
+
+def quarantine_path(run: str, task: str, shard: int) -> str:
+    """Samples of one shard that were set aside; there is no such file if none was."""
+    return f"{run_folder(run)}/quarantine/task={task}/shard-{shard:05d}.parquet"
 
 
 def commit_path(run: str, task: str, shard: int) -> str:

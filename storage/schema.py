@@ -160,6 +160,21 @@ _RUN_TABLES = (
             ]
         ),
     ),
+    Table(
+        name="quarantine",
+        owner="run",
+        purpose="Samples that always fail and were set aside: of all tables of a run, only samples "
+        "and this one hold them.",
+        grain="one row per (run, task, sample) that was set aside",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SAMPLE,
+                _column("source", pa.string(), "file or dataset row that the sample comes from"),
+                _column("error", pa.string(), "why: what was not finite, or what the model raised"),
+            ]
+        ),
+    ),
 )
 
 _ANALYSIS_TABLES = (

@@ -1,22 +1,30 @@
 """What a stage holds of the shard that it computes, and the tables that come of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ray_app.capture.errors import CaptureError
+from ray_app.capture.errors import SampleError
 from ray_app.capture.moments import Reduction, make_accumulator
-from ray_app.capture.shards import Batch, PlannedShard, batches_of
+from ray_app.capture.shards import Batch, CheckedShard, PlannedShard, SetAside, batches_of
 from ray_app.models.prediction import Prediction
 from ray_app.models.sites import SiteLocation
+from storage.schema import TABLES
 
 __all__ = ["ShardParts", "SiteKey"]
 
 SiteKey = tuple[str, int]
 """(site, layer)."""
+
+_LARGEST = 2.0**59
+"""Magnitude up to which the squared deviations of a block of 128 rows have a finite float32 sum."""
+_NOT_FINITE = "is NaN, infinite or too large to square"
+_TRY_DTYPE = "the dtype may be too narrow for this model; try model.dtype: bfloat16 or float32"
+_OVERFLOW = "is not finite: the model's logits overflow; try model.dtype: bfloat16 or float32"
 
 
 class ShardParts:
@@ -31,8 +39,11 @@ class ShardParts:
         reduction: Reduction,
     ) -> None:
         self.shard = shard
-        self.samples = samples
-        self.batches = list(batches_of(samples))
+        self._checks = isinstance(shard, CheckedShard)
+        self.set_aside = shard.set_aside if isinstance(shard, CheckedShard) else ()
+        left_out = pa.array([aside.sample for aside in self.set_aside], pa.int32())
+        self.samples = samples.filter(pc.invert(pc.is_in(samples["sample"], left_out)))
+        self.batches = {batch.index: batch for batch in batches_of(self.samples)}
         self.next_batch = 0
         self.predictions: list[Prediction] = []
         self.moments = {
@@ -48,9 +59,67 @@ class ShardParts:
             rows = z.flatten(0, -2)
             if counted is not None:
                 rows = rows.index_select(0, counted.to(rows.device))
+            if self._checks:
+                self._check_rows(batch, key, rows)
             self.moments[key].add(rows)
 
         return add
+
+    def score(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
+        """Keep how well the tokens of a batch's samples were predicted.
+
+        Raises:
+            SampleError: if the samples are checked and a loss is not finite.
+        """
+        if self._checks:
+            bad = [(row, ~np.isfinite(p.loss)) for row, p in enumerate(predictions)]
+            failing = {
+                row: f"the loss of position {where.argmax() + 1} {_OVERFLOW}"
+                for row, where in bad
+                if where.any()
+            }
+            if failing:
+                raise self.failure(batch, failing)
+        self.predictions.extend(predictions)
+
+    def failure(self, batch: Batch, failing: Mapping[int, str]) -> SampleError:
+        """The error that says which samples of a batch fail.
+
+        Args:
+            batch: the batch.
+            failing: why, by row of the batch.
+        """
+        found = []
+        for row, error in sorted(failing.items()):
+            sample = int(batch.samples[row])
+            (known,) = self.samples.filter(pc.equal(self.samples["sample"], sample)).to_pylist()
+            facts = {name: known[name] for name in ("source", "num_tokens", "num_counted")}
+            found.append(SetAside(sample=sample, error=error, **facts))
+        return SampleError(
+            f"sample {found[0].sample} fails, because {found[0].error}", tuple(found)
+        )
+
+    def check(self, sites: Sequence[SiteLocation]) -> None:
+        """Look whether everything that was reduced is finite.
+
+        Raises:
+            SampleError: if something is not; which sample it was is not known here.
+        """
+        place = f"shard {self.shard.shard} of task {self.shard.task!r}"
+        for site in sites:
+            neuron = self.moments[site.site, site.layer].first_non_finite()
+            if neuron is not None:
+                raise SampleError(
+                    f"neuron {neuron} of site {site.site!r}, layer {site.layer}, {_NOT_FINITE} in "
+                    f"{place}: {_TRY_DTYPE}."
+                )
+        for row, prediction in enumerate(self.predictions):
+            bad = ~np.isfinite(prediction.loss)
+            if bad.any():
+                raise SampleError(
+                    f"the loss of sample {self.samples['sample'][row]}, position "
+                    f"{bad.argmax() + 1}, of task {self.shard.task!r} {_OVERFLOW}."
+                )
 
     def stats_table(self, sites: Sequence[SiteLocation]) -> pa.Table:
         """Rows of table ``stats``, ordered by site, layer, neuron."""
@@ -58,13 +127,6 @@ class ShardParts:
 
     def _site_table(self, site: SiteLocation) -> pa.Table:
         moments = self.moments[site.site, site.layer]
-        bad = moments.first_non_finite()
-        if bad is not None:
-            raise CaptureError(
-                f"neuron {bad} of site {site.site!r}, layer {site.layer}, is NaN, infinite or too "
-                f"large to square in shard {self.shard.shard} of task {self.shard.task!r}: the "
-                "dtype may be too narrow for this model; try model.dtype: bfloat16 or float32."
-            )
         neurons = np.arange(site.width, dtype=np.int32)
         head = pa.nulls(site.width, pa.int16())
         if site.head_dim is not None:
@@ -82,14 +144,8 @@ class ShardParts:
 
     def tokens_table(self) -> pa.Table:
         """Rows of table ``tokens``, samples in the order of computation."""
-        for row, prediction in enumerate(self.predictions):
-            bad = ~np.isfinite(prediction.loss)
-            if bad.any():
-                raise CaptureError(
-                    f"the loss of sample {self.samples['sample'][row]}, position "
-                    f"{bad.argmax() + 1}, of task {self.shard.task!r} is not finite: the model's "
-                    "logits overflow; try model.dtype: bfloat16 or float32."
-                )
+        if self.samples.num_rows == 0:
+            return TABLES["tokens"].schema.empty_table()
         lengths = self.samples["num_tokens"].to_numpy()
         has_context = np.concatenate([np.arange(length) > 0 for length in lengths])
 
@@ -119,3 +175,29 @@ class ShardParts:
                 "top10": spread([p.top10 for p in self.predictions], pa.bool_()),
             }
         )
+
+    def quarantine_table(self) -> pa.Table:
+        """Rows of table ``quarantine``, ordered by sample."""
+        columns = ("sample", "source", "error")
+        return pa.table(
+            {"shard": pa.array([self.shard.shard] * len(self.set_aside), pa.int32())}
+            | {name: [getattr(aside, name) for aside in self.set_aside] for name in columns}
+        )
+
+    def _check_rows(self, batch: Batch, key: SiteKey, rows: Tensor) -> None:
+        # Written so that NaN is not sound either; float16 could not hold the bound.
+        sound = rows.float().abs() <= _LARGEST
+        if sound.all():
+            return
+        bad = (~sound.all(1)).nonzero().flatten()
+        neurons = (~sound[bad]).int().argmax(1).tolist()
+        places = bad.cpu() if batch.counted is None else batch.counted[bad.cpu()]
+        failing: dict[int, str] = {}
+        for place, neuron in zip(places.tolist(), neurons, strict=True):
+            row, position = divmod(place, batch.token_ids.shape[1])
+            failing.setdefault(
+                row,
+                f"neuron {neuron} of site {key[0]!r}, layer {key[1]}, {_NOT_FINITE} at position "
+                f"{position}: {_TRY_DTYPE}",
+            )
+        raise self.failure(batch, failing)

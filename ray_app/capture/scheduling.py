@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.errors import CaptureError, SampleError, ShardInterruptedError
+from ray_app.capture.quarantine import Quarantine
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.workers import BatchDone, ShardDone, ShardLost
 
@@ -29,8 +30,14 @@ class Pipeline(Protocol):
     def step(self, shard: PlannedShard, batch: int) -> Any:
         """Send one batch through all stages; a handle of its number of tokens."""
 
-    def finish(self, shard: PlannedShard) -> list[Any]:
-        """Close and write a shard whose batches were all sent; handles of each stage's files."""
+    def close(self, shard: PlannedShard) -> list[Any]:
+        """Close a shard whose batches were all sent; a handle for each stage."""
+
+    def write(self, shard: PlannedShard) -> list[Any]:
+        """Write a shard that all stages have closed; handles of each stage's files."""
+
+    def drop(self, shard: PlannedShard) -> None:
+        """Forget what stages hold of a shard that is not to be written."""
 
     def revive(self) -> list[Any]:
         """Replace the stages that died; handles that are done when the new ones are ready."""
@@ -47,6 +54,7 @@ class Calls(Protocol):
 
         Raises:
             ShardInterruptedError: if the worker died, or asks for the shard's first batch.
+            SampleError: if samples of the shard fail.
             ActlakeError: what the stage raised.
         """
 
@@ -59,13 +67,14 @@ class _Flight:
     num_sent: int = 0
     num_tokens_done: int = 0
     steps: deque[Any] = field(default_factory=deque)
+    closing: deque[Any] = field(default_factory=deque)
     parts: deque[Any] = field(default_factory=deque)
     files: list[Any] = field(default_factory=list)
 
     @property
     def head(self) -> Any:
         """The handle to wait for next."""
-        return self.steps[0] if self.steps else self.parts[0]
+        return (self.steps or self.closing or self.parts)[0]
 
 
 @dataclass(slots=True)
@@ -85,17 +94,26 @@ class _Lane:
 class Scheduler:
     """Computes shards on pipelines; implements `Workers`."""
 
-    def __init__(self, pipelines: Sequence[Pipeline], calls: Calls, *, max_deaths: int) -> None:
+    def __init__(
+        self,
+        pipelines: Sequence[Pipeline],
+        calls: Calls,
+        *,
+        max_deaths: int,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         """Take over pipelines whose stages are ready.
 
         Args:
             pipelines: one per replica.
             calls: waits for their handles.
             max_deaths: interruptions in a row, without a shard finished in between, that are borne.
+            quarantine: what takes the samples that fail; without it, the first one is an error.
         """
         self._lanes = [_Lane(pipeline) for pipeline in pipelines]
         self._calls = calls
         self._max_deaths = max_deaths
+        self._quarantine = quarantine or Quarantine(max_samples=0)
         self._deaths = 0
         self._waiting: deque[PlannedShard] = deque()
 
@@ -103,7 +121,8 @@ class Scheduler:
         """Compute shards in any order and yield what is done as it is done.
 
         Raises:
-            CaptureError: if workers die again and again; names the last reason.
+            CaptureError: if workers die again and again, or more samples fail than may be set
+                aside; names the last reason.
             ActlakeError: what a stage raised.
         """
         self._waiting.extend(shards)
@@ -119,6 +138,11 @@ class Scheduler:
                 result = self._calls.result(handle)
             except ShardInterruptedError as error:
                 yield from self._interrupted(lane, error)
+                continue
+            except SampleError as error:
+                if flight is None:  # Loading a model computes no samples.
+                    raise
+                yield self._failed(lane, flight, error)
                 continue
             if flight is None:
                 lane.reviving.remove(handle)
@@ -141,7 +165,7 @@ class Scheduler:
             flight.steps.append(lane.pipeline.step(flight.shard, flight.num_sent))
             flight.num_sent += 1
             if flight.num_sent == flight.shard.num_batches:
-                flight.parts.extend(lane.pipeline.finish(flight.shard))
+                flight.closing.extend(lane.pipeline.close(flight.shard))
 
     def _advance(self, lane: _Lane, flight: _Flight, result: Any) -> Iterator[Event]:
         if flight.steps:
@@ -149,12 +173,25 @@ class Scheduler:
             flight.num_tokens_done += result
             yield BatchDone(result)
             return
+        if flight.closing:
+            flight.closing.popleft()
+            if not flight.closing:
+                flight.parts.extend(lane.pipeline.write(flight.shard))
+            return
         flight.parts.popleft()
         flight.files.extend(result)
         if not flight.parts:
             lane.flights.remove(flight)
             self._deaths = 0
             yield ShardDone(flight.shard, flight.files)
+
+    def _failed(self, lane: _Lane, flight: _Flight, error: SampleError) -> ShardLost:
+        # What is still on its way of this shard is refused by the stages, which wait for the batch
+        # that failed, until the first batch opens it anew.
+        lane.flights.remove(flight)
+        lane.pipeline.drop(flight.shard)
+        self._waiting.appendleft(self._quarantine.again(flight.shard, error))
+        return ShardLost(flight.shard, flight.num_tokens_done, str(error))
 
     def _interrupted(self, lane: _Lane, error: ShardInterruptedError) -> Iterator[Event]:
         self._deaths += 1
@@ -169,4 +206,5 @@ class Scheduler:
         self._waiting.extendleft(flight.shard for flight in reversed(lost))
         lane.reviving = lane.pipeline.revive()
         for flight in lost:
+            lane.pipeline.drop(flight.shard)
             yield ShardLost(flight.shard, flight.num_tokens_done, str(error))

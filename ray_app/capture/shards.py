@@ -1,7 +1,7 @@
 """Shards and batches: the fixed units of work that a plan lays down."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storage import FileRecord
 
-__all__ = ["Batch", "PlannedShard", "batches_of"]
+__all__ = ["Batch", "CheckedShard", "PlannedShard", "SetAside", "batches_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +46,7 @@ class PlannedShard:
             "num_samples": self.num_samples,
             "num_tokens": self.num_tokens,
             "num_counted": self.num_counted,
+            "num_quarantined": 0,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,12 +60,60 @@ class PlannedShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SetAside:
+    """A sample that always fails."""
+
+    sample: int
+    """Index inside the task."""
+    source: str
+    """File or dataset row that it comes from."""
+    num_tokens: int
+    """Number of tokens."""
+    num_counted: int
+    """Number of tokens that would count in statistics."""
+    error: str
+    """What was not finite, or what the model raised."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedShard(PlannedShard):
+    """A shard that is computed again because samples of it fail.
+
+    Its batches are those of the plan without the samples that are known to fail, and each of the
+    others is checked on its way through the model.
+    """
+
+    set_aside: tuple[SetAside, ...] = ()
+    """The samples that are left out, in the order of their indices."""
+
+    @classmethod
+    def of(cls, shard: PlannedShard, found: tuple[SetAside, ...]) -> "CheckedShard":
+        """A shard without the samples that were found to fail, nor those found before."""
+        before = shard.set_aside if isinstance(shard, CheckedShard) else ()
+        planned = {field.name: getattr(shard, field.name) for field in fields(PlannedShard)}
+        ordered = sorted({*before, *found}, key=lambda aside: aside.sample)
+        return cls(**planned, set_aside=tuple(ordered))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of what is left, and of the samples that are not."""
+        return {
+            "num_samples": self.num_samples - len(self.set_aside),
+            "num_tokens": self.num_tokens - sum(aside.num_tokens for aside in self.set_aside),
+            "num_counted": self.num_counted - sum(aside.num_counted for aside in self.set_aside),
+            "num_quarantined": len(self.set_aside),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Samples that go through the model together, padded on the right.
 
     Shapes: B samples, P positions of the longest one.
     """
 
+    index: int
+    """Index of the batch inside the shard."""
     samples: np.ndarray
     """(B,) int32: indices of the samples inside the task."""
     lengths: Tensor
@@ -83,16 +132,16 @@ class Batch:
 
 
 def batches_of(samples: pa.Table) -> Iterator[Batch]:
-    """The batches of one shard, in order.
+    """The batches of one shard, in order; none for an index that has no samples.
 
     Args:
-        samples: the shard's file of table ``samples``.
+        samples: the shard's file of table ``samples``, or some of its rows.
     """
-    for index in range(int(pc.max(samples["batch"]).as_py()) + 1):
-        yield _batch(samples.filter(pc.equal(samples["batch"], index)))
+    for index in sorted(pc.unique(samples["batch"]).to_pylist()):
+        yield _batch(index, samples.filter(pc.equal(samples["batch"], index)))
 
 
-def _batch(rows: pa.Table) -> Batch:
+def _batch(index: int, rows: pa.Table) -> Batch:
     lengths = torch.from_numpy(rows["num_tokens"].to_numpy().astype(np.int64))
     shape = len(lengths), int(lengths.max())
     valid = torch.arange(shape[1]) < lengths[:, None]
@@ -103,6 +152,7 @@ def _batch(rows: pa.Table) -> Batch:
     counted = torch.zeros(shape, dtype=torch.bool)
     counted[valid] = torch.from_numpy(pc.list_flatten(rows["counted"]).to_numpy())
     return Batch(
+        index=index,
         samples=rows["sample"].to_numpy(),
         lengths=lengths,
         token_ids=token_ids,

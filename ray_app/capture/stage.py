@@ -24,7 +24,7 @@ from ray_app.models.parts import StageModel
 from ray_app.models.prediction import score_predictions
 from ray_app.models.sites import SiteLocation, confirm_sites
 from ray_app.study import ModelSettings
-from storage import FileRecord, StoreFiles, layout
+from storage import ActlakeError, FileRecord, StoreFiles, layout
 
 __all__ = ["CaptureError", "Stage", "StageSpec", "build_stage", "load_stage_model"]
 
@@ -128,9 +128,11 @@ class Stage:
 
         Returns:
             Hidden states for the next stage, on the CPU; of the last stage, the number of tokens.
+            0 in all stages if all samples of the batch were set aside.
 
         Raises:
             ShardInterruptedError: if the batch is not the next one of the open shard.
+            SampleError: if samples of the batch fail.
             CaptureError: if memory ran out.
         """
         if index == 0:
@@ -139,13 +141,8 @@ class Stage:
                 shard, samples, self._sites, self._model.device, self._reduction
             )
         opened = self._opened(shard, index)
-        batch = opened.batches[index]
-        try:
-            result = self._compute(opened, batch, hidden)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(shard, index, batch) from error
+        batch = opened.batches.get(index)
+        result = 0 if batch is None else self._try(opened, batch, hidden)
         opened.next_batch += 1
         return result
 
@@ -153,23 +150,29 @@ class Stage:
         """End a shard: the next batch may be of another one.
 
         Raises:
-            CaptureError: if batches are missing, or an activation or a loss was not finite.
+            ShardInterruptedError: if batches are missing.
+            SampleError: if an activation or a loss was not finite.
         """
-        self._closed[shard.key] = self._opened(shard, shard.num_batches)
+        opened = self._opened(shard, shard.num_batches)
         self._open = None
+        # Statistics come first: where a neuron is not finite, they name it.
+        opened.check(self._sites)
+        self._closed[shard.key] = opened
 
     def write(self, shard: PlannedShard) -> list[FileRecord]:
         """Write the parts of a closed shard and describe them; may run beside `step`.
 
+        It must be closed in all stages before one of them writes: if samples fail in one stage,
+        none may leave parts that hold them.
+
         Raises:
-            CaptureError: if a neuron's activation was not finite, or the shard is not closed.
+            ShardInterruptedError: if the shard is not closed.
             StoreError: if the store cannot be written.
         """
         closed = self._closed.pop(shard.key, None)
         if closed is None:
             raise _interrupted(shard, "its end")
-        # Both are made before either is written. Statistics come first: where a neuron is not
-        # finite, they name it.
+        # All are made before one is written.
         parts = {}
         if self._sites:
             path = layout.stats_path(self._run, shard.task, shard.shard, self._index)
@@ -177,12 +180,53 @@ class Stage:
         if self._model.is_last:
             path = layout.tokens_path(self._run, shard.task, shard.shard)
             parts[path] = "tokens", closed.tokens_table()
+            if closed.set_aside:
+                path = layout.quarantine_path(self._run, shard.task, shard.shard)
+                parts[path] = "quarantine", closed.quarantine_table()
         return [self._files.put_table(path, *part) for path, part in parts.items()]
+
+    def drop(self, shard: PlannedShard) -> None:
+        """Forget a shard that is not to be written, because another stage could not close it."""
+        self._closed.pop(shard.key, None)
 
     def finish(self, shard: PlannedShard) -> list[FileRecord]:
         """`close` and `write`."""
         self.close(shard)
         return self.write(shard)
+
+    def _try(self, opened: ShardParts, batch: Batch, hidden: Tensor | None) -> int | Tensor:
+        try:
+            return self._compute(opened, batch, hidden)
+        except ActlakeError:
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise self._out_of_memory(opened.shard, batch) from error
+            # What a GPU raises once, it raises for everything that comes after.
+            if isinstance(error, torch.AcceleratorError):
+                raise
+            failing = self._raising_alone(opened.shard, batch, hidden)
+            if not failing:
+                raise
+            raise opened.failure(batch, failing) from error
+
+    def _raising_alone(
+        self, shard: PlannedShard, batch: Batch, hidden: Tensor | None
+    ) -> dict[int, str]:
+        """What the model raises for samples of a batch that are computed alone, by row."""
+        failing = {}
+        for row, length in enumerate(batch.lengths.tolist()):
+            part = slice(row, row + 1), slice(length)
+            try:
+                with torch.inference_mode():
+                    self._model.run(
+                        batch.token_ids[part], None, None if hidden is None else hidden[part]
+                    )
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    raise self._out_of_memory(shard, batch) from error
+                failing[row] = f"the model raised {type(error).__name__}: {_one_line(error)}"
+        return failing
 
     def _compute(self, opened: ShardParts, batch: Batch, hidden: Tensor | None) -> int | Tensor:
         with torch.inference_mode():
@@ -190,19 +234,21 @@ class Stage:
                 output = self._model.run(batch.token_ids, batch.attention_mask, hidden)
             if not self._model.is_last:
                 return output.cpu()
+            predictions = []
             for row, length in enumerate(batch.lengths.tolist()):
                 ids = batch.token_ids[row, :length].to(output.device)
-                opened.predictions.append(score_predictions(output[row, :length], ids))
+                predictions.append(score_predictions(output[row, :length], ids))
+            opened.score(batch, predictions)
         return batch.num_tokens
 
-    def _out_of_memory(self, shard: PlannedShard, index: int, batch: Batch) -> CaptureError:
+    def _out_of_memory(self, shard: PlannedShard, batch: Batch) -> CaptureError:
         # A smaller batch would fit, but sums over another shape round differently, and quantised
         # maps see another range: what a shard holds would depend on who else used the memory.
-        layers = self._model.layers
+        layers, (num_samples, longest) = self._model.layers, batch.token_ids.shape
         return CaptureError(
             f"memory ran out in layers {layers.start} to {layers.stop - 1} on "
-            f"{self._model.device}, at batch {index} of shard {shard.shard} of task {shard.task!r} "
-            f"({len(batch.lengths)} samples of at most {batch.token_ids.shape[1]} tokens): raise "
+            f"{self._model.device}, at batch {batch.index} of shard {shard.shard} of task "
+            f"{shard.task!r} ({num_samples} samples of at most {longest} tokens): raise "
             "resources.stages and run the same command again, which keeps the committed shards, or "
             "lower capture.batch_tokens and pass --new-run."
         )
@@ -214,9 +260,15 @@ class Stage:
         return opened
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     # torch's allocator for CPUs has no error type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _interrupted(shard: PlannedShard, place: str) -> ShardInterruptedError:

@@ -9,7 +9,11 @@ from rich.console import Console
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
+<<<<<<< HEAD
 from ray_app.commands.plan_view import plan_lines
+=======
+from ray_app.capture.quarantine import Quarantine
+>>>>>>> quarantine
 from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
@@ -45,6 +49,11 @@ def capture(study: Study, store_path: str, *, new_run: bool) -> Run:
     if run is None or run.remaining():
         with ray_session():
             run = _capture_remaining(store, study, model, run)
+    if num_quarantined := run.num_quarantined():
+        _console.print(
+            f"{num_quarantined} sample(s) failed and were set aside: see `actlake query "
+            f"{store_path} 'from quarantine'`"
+        )
     _console.print(
         f"run [bold]{run.id}[/] is complete in {store.files.root} after "
         f"{time.monotonic() - start:.0f} s"
@@ -71,9 +80,14 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
     )
     start = time.monotonic()
     specs = run.stage_specs(placement.cut)
+    quarantine = Quarantine(
+        max_samples=study.capture.max_quarantined, num_samples=run.num_quarantined()
+    )
     with (
         drive_alone(store.files, run.id),
-        ray_workers(specs, placement, max_deaths=study.resources.max_deaths) as workers,
+        ray_workers(
+            specs, placement, max_deaths=study.resources.max_deaths, quarantine=quarantine
+        ) as workers,
     ):
         _console.print(
             f"{placement.replicas} x {len(placement.cut)} stage(s) of "

@@ -15,6 +15,7 @@ numbered as (
         row_number() over (order by task, shard, sample) - 1 as place,
         count(*) over () as total
     from samples
+    anti join quarantine using (run, task, sample)
     where run = $run
 ),
 

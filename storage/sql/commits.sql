@@ -8,6 +8,7 @@ select
     num_samples,
     num_tokens,
     num_counted,
+    coalesce(num_quarantined, 0) as num_quarantined,
     len(files) as num_files,
     list_sum(list_transform(files, lambda f: f.bytes))::bigint as bytes
 from {commit_records}

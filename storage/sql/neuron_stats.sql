@@ -26,6 +26,8 @@ merged as (
         min(min) as min,
         max(max) as max
     from stats
+    -- A shard whose samples were all set aside has no positions.
+    where n > 0
     group by run, task, site, layer, neuron
 )
 

@@ -6,12 +6,30 @@ with
 token_counts as (
     select run, task, shard, count(*) as tokens, count(*) filter (counted) as counted
     from tokens
+    anti join quarantine using (run, task, shard, sample)
     group by run, task, shard
 ),
 
+-- A record counts what was computed: the samples that were set aside are counted apart.
 sample_counts as (
     select run, task, shard, count(*) as samples, sum(num_tokens) as tokens
     from samples
+    anti join quarantine using (run, task, shard, sample)
+    group by run, task, shard
+),
+
+-- There must be none of these.
+quarantined_tokens as (
+    select run, task, shard, count(*) as tokens
+    from tokens
+    semi join quarantine using (run, task, shard, sample)
+    group by run, task, shard
+),
+
+quarantine_counts as (
+    select run, task, shard, count(*) as samples
+    from quarantine
+    semi join samples using (run, task, shard, sample)
     group by run, task, shard
 ),
 
@@ -29,7 +47,15 @@ stat_counts as (
 ),
 
 expected as (
-    select c.run, c.task, c.shard, c.num_samples, c.num_tokens, c.num_counted, r.num_neurons
+    select
+        c.run,
+        c.task,
+        c.shard,
+        c.num_samples,
+        c.num_tokens,
+        c.num_counted,
+        c.num_quarantined,
+        r.num_neurons
     from commits as c
     join runs as r on c.run = r.run
 )
@@ -40,8 +66,11 @@ select
     e.shard,
     e.num_samples,
     s.samples as sample_rows,
+    e.num_quarantined,
+    q.samples as quarantined_rows,
     e.num_tokens,
     t.tokens as token_rows,
+    u.tokens as quarantined_tokens,
     e.num_counted,
     t.counted as counted_tokens,
     x.least as least_n,
@@ -50,13 +79,17 @@ select
     x.neurons as neuron_rows
 from expected as e
 left join token_counts as t using (run, task, shard)
+left join quarantined_tokens as u using (run, task, shard)
+left join quarantine_counts as q using (run, task, shard)
 left join sample_counts as s using (run, task, shard)
 left join stat_counts as x using (run, task, shard)
 where
-    s.samples is distinct from e.num_samples
-    or s.tokens is distinct from e.num_tokens
-    or t.tokens is distinct from e.num_tokens
-    or t.counted is distinct from e.num_counted
+    coalesce(s.samples, 0) != e.num_samples
+    or coalesce(s.tokens, 0) != e.num_tokens
+    or coalesce(t.tokens, 0) != e.num_tokens
+    or coalesce(t.counted, 0) != e.num_counted
+    or coalesce(q.samples, 0) != e.num_quarantined
+    or u.tokens is not null
     or x.least is distinct from e.num_counted
     or x.most is distinct from e.num_counted
     or x.neurons is distinct from e.num_neurons

@@ -1,20 +1,26 @@
 """Stages on a real Ray cluster: the same bits, also when actors are killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
 
 from ray_app.actors import cluster_nodes, ray_workers
 from ray_app.capture import driver
+from ray_app.capture.quarantine import Quarantine
 from ray_app.capture.stage import build_stage
 from ray_app.capture.workers import BatchDone, LocalWorkers, ShardLost
 from ray_app.placement import Placement, PlanError, place
@@ -65,6 +71,61 @@ def test_actors_commit_the_bytes_that_this_process_commits(cluster: None, begin:
     with ray_workers(there.stage_specs(cut), placement(2), max_deaths=0) as workers:
         driver.capture(there, workers, NoProgress())
     assert contents_of(here) == contents_of(there)
+
+
+def test_actors_set_the_samples_aside_that_this_process_does(
+    cluster: None,
+    tmp_path: Path,
+    write_study: Callable[..., Path],
+    model_folder: Callable[[str], Path],
+) -> None:
+    capture = {"tokens": 160, "max_length": 24, "batch_tokens": 24, "shard_tokens": 96}
+    model = Path(shutil.copytree(model_folder("llama"), tmp_path / "spoilt"))
+    study = load_study(write_study(model={"source": str(model)}, capture=capture))
+    draft = begin_run(create_store(tmp_path / "draft"), study, inspect_model(study), threads=1)
+    tokens = Counter(
+        token
+        for shard in draft.shards
+        for ids in draft.store.files.get_table(shard.samples.path)["token_ids"].to_pylist()
+        for token in set(ids)
+    )
+    rare = min(tokens, key=lambda token: (tokens[token], token))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][rare] = nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    runs = [
+        begin_run(create_store(tmp_path / name), study, inspect_model(study), threads=1)
+        for name in ("here", "there")
+    ]
+    here, there = runs
+    specs = here.stage_specs(placement(2).cut)
+    quarantine = Quarantine(max_samples=tokens[rare])
+    workers = LocalWorkers(*map(build_stage, specs), quarantine=quarantine)
+    driver.capture(here, workers, NoProgress())
+    quarantine = Quarantine(max_samples=tokens[rare])
+    specs = there.stage_specs(placement(2).cut)
+    with ray_workers(specs, placement(2), max_deaths=0, quarantine=quarantine) as actors:
+        driver.capture(there, actors, NoProgress())
+    assert contents_of(here) == contents_of(there)
+    assert there.num_quarantined() == tokens[rare] > 0
+    assert verify_store(there.store).problems == []
+
+
+def test_a_worker_that_dies_while_it_loads_is_replaced(cluster: None, begin: Any) -> None:
+    run = begin("loading")
+    kill = threading.Thread(target=kill_the_first_actor)
+    kill.start()
+    with ray_workers(run.stage_specs(placement(1).cut), placement(1), max_deaths=1) as workers:
+        kill.join()
+        driver.capture(run, workers, NoProgress())
+    assert verify_store(run.store).problems == []
+    assert run.remaining() == []
+
+
+def kill_the_first_actor() -> None:
+    while not (pids := actor_pids()):
+        time.sleep(0.01)
+    os.kill(min(pids), signal.SIGKILL)
 
 
 def actor_pids() -> set[int]:

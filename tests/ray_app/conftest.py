@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from ray_app.capture.errors import ShardInterruptedError
+from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import Stage
 from ray_app.models.loading import quiet_transformers
@@ -118,8 +118,15 @@ class InlinePipeline:
                 break
         return _handle(passed)
 
-    def finish(self, shard: PlannedShard) -> list[Any]:
-        return [_handle(self._call(stage.finish, shard)) for stage in self._stages]
+    def close(self, shard: PlannedShard) -> list[Any]:
+        return [_handle(self._call(stage.close, shard)) for stage in self._stages]
+
+    def write(self, shard: PlannedShard) -> list[Any]:
+        return [_handle(self._call(stage.write, shard)) for stage in self._stages]
+
+    def drop(self, shard: PlannedShard) -> None:
+        for stage in self._stages:
+            stage.drop(shard)
 
     def revive(self) -> list[Any]:
         self.num_revivals += 1
@@ -131,7 +138,7 @@ class InlinePipeline:
             return ShardInterruptedError("it was killed")
         try:
             return method(*args)
-        except ShardInterruptedError as error:
+        except CaptureError as error:
             return error
 
 

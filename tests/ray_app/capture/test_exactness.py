@@ -180,8 +180,9 @@ def test_an_activation_that_is_not_finite_stops_the_run_and_names_the_neuron(
     study = write_study(model={"source": str(model), "dtype": dtype})
     with pytest.raises(
         CaptureError,
-        match=r"neuron 5 of site 'mlp', layer 1, is NaN, infinite or too large to square in shard "
-        r"0 of task 'code': .* try model\.dtype: bfloat16 or float32\.",
+        match=r"sample \d+ \(.*\.txt\) in shard 0 of task 'code' fails, because neuron 5 of site "
+        r"'mlp', layer 1, is NaN, infinite or too large to square at position \d+: .* try "
+        r"model\.dtype: bfloat16 or float32\..* capture\.max_quarantined is 0: remove the cause",
     ):
         capture_locally(study)
     store = open_store(tmp_path / "store")
@@ -200,8 +201,8 @@ def test_logits_that_overflow_stop_the_run_and_name_the_position(
     study = write_study(model={"source": str(model)})
     with pytest.raises(
         CaptureError,
-        match=r"the loss of sample \d+, position 1, of task 'code' is not finite: the model's "
-        r"logits overflow; try model\.dtype",
+        match=r"sample \d+ .* of task 'code' fails, because the loss of position 1 is not finite: "
+        r"the model's logits overflow; try model\.dtype",
     ):
         capture_locally(study, None, "capture.sites=[mlp]")
     assert open_store(tmp_path / "store").sql("from commits").fetchall() == []

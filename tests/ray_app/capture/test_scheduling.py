@@ -161,7 +161,10 @@ class RecordingPipeline:
         self.most_in_flight = max(self.most_in_flight, len(self.steps))
         return self.steps[-1]
 
-    def finish(self, shard: Any) -> list[object]:
+    def close(self, shard: Any) -> list[object]:
+        return [object() for _ in range(self.num_stages)]
+
+    def write(self, shard: Any) -> list[object]:
         return [object() for _ in range(self.num_stages)]
 
     def revive(self) -> list[object]:

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.errors import CaptureError, SampleError, ShardInterruptedError
+from ray_app.capture.shards import batches_of
 from ray_app.capture.stage import Stage, build_stage
 from ray_app.plan import inspect_model
 from ray_app.run import Run, begin_run
@@ -52,15 +53,42 @@ def test_out_of_memory_stops_with_what_to_do(
         stages[0].step(run.shards[0], 0)
 
 
-def test_other_errors_of_the_model_keep_their_traceback(
-    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes do not match"), torch.AcceleratorError("device-side assert")]
+)
+def test_errors_that_are_no_samples_fault_keep_their_traceback(
+    run: Run, stages: list[Stage], error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any) -> None:
-        raise RuntimeError("shapes do not match")
+    def fail(ids: torch.Tensor, *args: Any) -> torch.Tensor:
+        # Alone, each sample goes through; but what a GPU raised, it raises again.
+        if len(ids) > 1 or isinstance(error, torch.AcceleratorError):
+            raise error
+        return ids
 
     monkeypatch.setattr(stages[0]._model, "run", fail)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
+    with pytest.raises(type(error), match=str(error)):
         stages[0].step(run.shards[0], 0)
+
+
+def test_an_error_of_the_model_is_that_of_the_samples_that_raise_it_alone(
+    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stages[0]._model.run
+
+    def fail(ids: torch.Tensor, *args: Any) -> torch.Tensor:
+        if (ids == wanted).all(1).any():
+            raise IndexError("index out of\nrange")
+        return whole(ids, *args)
+
+    (batch, *_) = batches_of(run.store.files.get_table(run.shards[0].samples.path))
+    wanted = batch.token_ids[1]
+    monkeypatch.setattr(stages[0]._model, "run", fail)
+    with pytest.raises(SampleError, match="sample 1 fails") as caught:
+        stages[0].step(run.shards[0], 0)
+    (aside,) = caught.value.samples
+    assert aside.sample == batch.samples[1]
+    assert aside.num_tokens == batch.lengths[1]
+    assert aside.error == "the model raised IndexError: index out of range"
 
 
 def test_a_batch_out_of_order_asks_for_the_first_one(run: Run, stages: list[Stage]) -> None:
