@@ -69,12 +69,8 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "num_samples": "bigint",
             "num_tokens": "bigint",
             "num_counted": "bigint",
-<<<<<<< HEAD
-            "files": [_FILE],
-=======
             "num_quarantined": "bigint",
-            "files": f"{_FILE_TYPE}[]",
->>>>>>> quarantine
+            "files": [_FILE],
         },
     ),
     "analysis_manifests": (

@@ -9,11 +9,8 @@ from rich.console import Console
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
-<<<<<<< HEAD
-from ray_app.commands.plan_view import plan_lines
-=======
 from ray_app.capture.quarantine import Quarantine
->>>>>>> quarantine
+from ray_app.commands.plan_view import plan_lines
 from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
