@@ -59,10 +59,14 @@ class Steps:
 
     def take(self, other: "Steps", name: str, *, into: str) -> None:
         """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
-        rows = other.connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
+        rows = pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name))
         self._connection.register("taken", rows)
-        self._connection.execute(f"create temp table computed_{into} as from taken")
+        execute(self._connection, f"create temp table computed_{into} as from taken")
         self._connection.unregister("taken")
+
+    def schema(self, name: str) -> pa.Schema:
+        """Columns of ``computed_<name>``."""
+        return fetch(self._connection, f"from computed_{name} limit 0").schema
 
     def first(self, name: str) -> dict[str, Any] | None:
         """The first row of a check, or None if it found nothing."""
