@@ -117,8 +117,10 @@ class LocalFolder:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
+            # Errors of pyarrow carry the number, and say around its meaning what they were doing.
+            reason = os.strerror(error.errno) if error.errno else error
             raise StoreError(
-                f"cannot write {target}: {error.strerror or error}. Free or grant the space or "
+                f"cannot write {target}: {reason}. Free or grant the space or "
                 "permission, then run the same command again: committed work is kept."
             ) from error
 
