@@ -118,7 +118,7 @@ class LocalFolder:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            # Not every library leaves the system's own words in strerror.
+            # Errors of pyarrow carry the number, and say around its meaning what they were doing.
             reason = os.strerror(error.errno) if error.errno else error
             raise StoreError(
                 f"cannot write {target}: {reason}. Free or grant the space or "
