@@ -197,10 +197,10 @@ def test_no_fraction_at_all_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("within", "fraction", "message"),
     [
-        ("model", 0.04, "fraction 0.04 selects no neuron: 20 neurons of site 'given' can be chosen "
-                        "from; the smallest fraction is 0.05."),
-        ("layer", 0.05, "fraction 0.05 selects no neuron: 10 neurons of site 'given' of layer 0 "
-                        "can be chosen from; the smallest fraction is 0.1."),
+        ("model", 0.04, ("fraction 0.04 selects no neuron: 20 neurons of site 'given' can be chosen "
+                        "from; the smallest fraction is 0.05.")),
+        ("layer", 0.05, ("fraction 0.05 selects no neuron: 10 neurons of site 'given' of layer 0 "
+                        "can be chosen from; the smallest fraction is 0.1.")),
     ],
 )  # fmt: skip
 def test_a_fraction_that_selects_nothing_is_refused(
