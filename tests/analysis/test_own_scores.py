@@ -197,8 +197,8 @@ def test_no_fraction_at_all_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("within", "fraction", "message"),
     [
-        ("model", 0.04, ("fraction 0.04 selects no neuron: 20 neurons of site 'given' can be chosen "
-                        "from; the smallest fraction is 0.05.")),
+        ("model", 0.04, ("fraction 0.04 selects no neuron: 20 neurons of site 'given' can be "
+                        "chosen from; the smallest fraction is 0.05.")),
         ("layer", 0.05, ("fraction 0.05 selects no neuron: 10 neurons of site 'given' of layer 0 "
                         "can be chosen from; the smallest fraction is 0.1.")),
     ],
