@@ -7,6 +7,7 @@ fraction of neurons by score is selected, and the selections of any two tasks ar
 what chance would share (hypergeometric distribution).
 """
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from analysis.errors import AnalysisError
 from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.settings import EPS, AnalysisSettings, Within
 from analysis.steps import Steps
-from storage import Store, StoreFiles
+from storage import QueryError, Store, StoreFiles
 from storage.catalog import open_connection
 
 __all__ = ["analyse_run", "overlap_of_scores", "rank", "score"]
@@ -106,7 +107,12 @@ def overlap_of_scores(
     files = StoreFiles(out)
     site = _site_expression(scores)
     steps = Steps(open_connection(threads=threads, memory_limit=memory_limit), on_step)
-    steps.run("given_scores", {"file": str(scores)}, into="scores", site=site)
+    try:
+        # DuckDB takes a path for a pattern.
+        file = glob.escape(str(scores))
+        steps.run("given_scores", {"file": file}, into="scores", site=site)
+    except QueryError as error:
+        raise _unreadable(scores, error) from error
     _check_scores(steps, scores)
     files.prepare()
     _select_and_compare(steps, chosen, within)
@@ -205,10 +211,7 @@ def _site_expression(scores: Path) -> str:
     try:
         schema = pq.read_schema(scores)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise AnalysisError(
-            f"cannot read the scores file {scores} as Parquet: {reason}."
-        ) from error
+        raise _unreadable(scores, error) from error
     wanted = {"task": "text", "layer": "an integer", "neuron": "an integer", "score": "a number"}
     missing = [name for name in wanted if name not in schema.names]
     if missing:
@@ -225,11 +228,17 @@ def _site_expression(scores: Path) -> str:
     return "site::varchar" if "site" in schema.names else "'given'"
 
 
+def _unreadable(scores: Path, error: Exception) -> AnalysisError:
+    reason = " ".join(str(error).split()).removesuffix(".")
+    return AnalysisError(f"cannot read the scores file {scores} as Parquet: {reason}.")
+
+
 def _is_kind(dtype: pa.DataType, kind: str) -> bool:
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
     if kind == "text":
-        return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        return any(is_kind(dtype) for is_kind in kinds)
     whole = bool(pa.types.is_integer(dtype))
     return whole if kind == "an integer" else whole or bool(pa.types.is_floating(dtype))
 

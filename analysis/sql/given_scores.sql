@@ -1,6 +1,6 @@
 -- name: given_scores
 -- purpose: Scores of one's own from a Parquet file, in the form of computed ones.
--- param: file - path of the file
+-- param: file - path of the file, with glob characters escaped
 -- grain: one row per (task, site, layer, neuron); null where a number does not fit
 select
     null::varchar as run,
@@ -12,4 +12,4 @@ select
     try_cast(neuron as integer) as neuron,
     null::smallint as head,
     score::double as score
-from read_parquet($file)
+from read_parquet($file, hive_partitioning = false)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import AnalysisError, overlap_of_scores
-from storage import ActlakeError, StoreError
+from storage import StoreError
 
 ROWS = [
     {"task": task, "layer": layer, "neuron": neuron, "score": float((7 * neuron + start) % 11)}
@@ -169,11 +169,11 @@ def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path, make: str)
 
 
 def test_damage_behind_a_whole_footer_is_a_clear_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "scores.parquet", ROWS * 1)
+    path = write(tmp_path / "scores.parquet", ROWS)
     data = bytearray(path.read_bytes())
     data[4:60] = bytes(56)
     path.write_bytes(data)
-    with pytest.raises(ActlakeError, match=r"scores\.parquet"):
+    with pytest.raises(AnalysisError, match=r"cannot read the scores file .*scores\.parquet as P"):
         overlap_of_scores(path, [0.1], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -195,21 +195,22 @@ def test_no_fraction_at_all_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("within", "fraction", "message"),
+    ("within", "fraction", "population", "smallest"),
     [
-        ("model", 0.04, ("fraction 0.04 selects no neuron: 20 neurons of site 'given' can be "
-                        "chosen from; the smallest fraction is 0.05.")),
-        ("layer", 0.05, ("fraction 0.05 selects no neuron: 10 neurons of site 'given' of layer 0 "
-                        "can be chosen from; the smallest fraction is 0.1.")),
+        ("model", 0.04, "20 neurons of site 'given'", "0.05"),
+        ("layer", 0.05, "10 neurons of site 'given' of layer 0", "0.1"),
     ],
-)  # fmt: skip
+)
 def test_a_fraction_that_selects_nothing_is_refused(
-    tmp_path: Path, within: Any, fraction: float, message: str
+    tmp_path: Path, within: Any, fraction: float, population: str, smallest: str
 ) -> None:
     path = write(tmp_path / "scores.parquet", ROWS)
     with pytest.raises(AnalysisError) as caught:
         overlap_of_scores(path, [fraction, 0.5], tmp_path / "out", within=within)
-    assert str(caught.value) == message
+    assert str(caught.value) == (
+        f"fraction {fraction} selects no neuron: {population} can be chosen from; the smallest "
+        f"fraction is {smallest}."
+    )
 
 
 def test_a_fraction_given_twice_counts_once(tmp_path: Path) -> None:
@@ -287,6 +288,15 @@ def test_a_file_name_is_not_a_pattern(tmp_path: Path) -> None:
     assert set(table["task_a"].to_pylist()) == {"a", "b"}
 
 
+def test_folders_with_names_of_columns_add_no_values(tmp_path: Path) -> None:
+    folder = tmp_path / "task=other" / "layer=9"
+    folder.mkdir(parents=True)
+    path = write(folder / "scores.parquet", ROWS)
+    table = overlap_of_scores(path, [0.5], tmp_path / "out")
+    assert set(table["task_a"].to_pylist()) == {"a", "b"}
+    assert set(table["layer"].to_pylist()) == {None, 0, 1}
+
+
 def test_names_with_quotes_commas_and_line_ends_survive_in_both_formats(tmp_path: Path) -> None:
     names = {"a": 'it\'s, "so"', "b": "Zeile\nzwei $x {y}"}
     rows = [row | {"task": names[row["task"]]} for row in ROWS]
@@ -301,7 +311,7 @@ def test_names_with_quotes_commas_and_line_ends_survive_in_both_formats(tmp_path
 
 def both_formats(out: Path, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     parquet = pq.read_table(out / f"{table}.parquet").to_pandas().drop(columns="run")
-    csv = pd.read_csv(out / f"{table}.csv", float_precision="round_trip").drop(columns="run")
+    csv = pd.read_csv(out / f"{table}.csv").drop(columns="run")
     return parquet, csv
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+CHAOS = Path(__file__).with_name("chaos.py")
 
 pytestmark = pytest.mark.ray
 
@@ -19,7 +19,7 @@ def test_a_few_kills_leave_the_store_of_an_undisturbed_capture(tmp_path: Path) -
     arguments = ["--kills", "4", "--seed", str(seed), "--shards", "60"]
     ended = subprocess.run(
         [sys.executable, str(CHAOS), *arguments],
-        env={**os.environ, "PYTHONPATH": str(CHAOS.parents[1])},
+        env={**os.environ, "PYTHONPATH": str(CHAOS.parents[2])},
         capture_output=True,
         text=True,
         check=False,

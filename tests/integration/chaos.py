@@ -1,6 +1,6 @@
 """Kill stage actors, raylets and drivers of captures at random, and compare what is committed.
 
-    python benchmarks/chaos.py --kills 40 --seed 7
+    python tests/integration/chaos.py --kills 40 --seed 7
 
 A Ray cluster of a head and several nodes is started on this machine, and a study of many small
 shards is captured on it with 2 replicas of 2 stages. All the while processes are killed with
@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ class Chaos:
 
     def say(self, text: str) -> None:
         """One line of the log."""
-        print(f"{time.monotonic() - self._start:7.1f} s  {text}", flush=True)
+        write(f"{time.monotonic() - self._start:7.1f} s  {text}")
 
     def capture(self, victims: list[str]) -> Path:
         """Capture once; victims are taken from the list until it is empty.
@@ -280,6 +280,12 @@ class Chaos:
             if now.get(path) != stamp:
                 self._report.problems.append(f"{path} was committed twice or lost")
         seen.update(now)
+
+
+def write(text: str) -> None:
+    """Some lines on standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def commit_records(store: Path) -> dict[str, tuple[int, int]]:
@@ -422,7 +428,7 @@ def main() -> None:
             chaos.say(f"undisturbed: {len(undisturbed.shards)} shards; seed {given.seed}")
             while victims:
                 chaos.say(compare(chaos.capture(victims), undisturbed, report))
-    print(json.dumps(asdict(report), indent=2))
+    write(json.dumps({name: getattr(report, name) for name in Report.__slots__}, indent=2))
     sys.exit(1 if report.problems else 0)
 
 
