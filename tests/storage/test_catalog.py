@@ -39,11 +39,11 @@ def describe(store: Store, view: str) -> list[Any]:
 
 def test_views_count_what_was_committed(store: Store) -> None:
     assert store.sql("select * from commits order by task, shard").fetchall() == [
-        ("run-1", "code", 0, 1, 21, 20, 3, commit_bytes(store, "code", 0)),
-        ("run-1", "code", 1, 1, 21, 20, 3, commit_bytes(store, "code", 1)),
-        ("run-1", "code", 2, 1, 21, 20, 3, commit_bytes(store, "code", 2)),
-        ("run-1", "mixed", 0, 1, 16, 15, 3, commit_bytes(store, "mixed", 0)),
-        ("run-1", "mixed", 1, 1, 16, 15, 3, commit_bytes(store, "mixed", 1)),
+        ("run-1", "code", 0, 1, 21, 20, 0, 3, commit_bytes(store, "code", 0)),
+        ("run-1", "code", 1, 1, 21, 20, 0, 3, commit_bytes(store, "code", 1)),
+        ("run-1", "code", 2, 1, 21, 20, 0, 3, commit_bytes(store, "code", 2)),
+        ("run-1", "mixed", 0, 1, 16, 15, 0, 3, commit_bytes(store, "mixed", 0)),
+        ("run-1", "mixed", 1, 1, 16, 15, 0, 3, commit_bytes(store, "mixed", 1)),
     ]
     assert store.sql("select task, count(*) from tokens group by all order by all").fetchall() == [
         ("code", 63),
