@@ -5,7 +5,7 @@ TOKENS ?= 8192
 STORE ?= demo-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench chaos scale clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +23,15 @@ lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/mypy
 
 bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
-	for script in benchmarks/*.py; do echo "== $$script"; $(RUN)/python $$script || exit 1; done
+	$(RUN)/python studies/make_demo_texts.py demo-texts
+	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml
+	$(RUN)/python benchmarks/overlap_scale.py
+
+chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
+	$(RUN)/python benchmarks/chaos.py --kills 36 --seed 7
+
+scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
+	$(RUN)/python benchmarks/driver_scale.py
 
 clean: ## Remove the environment and what the demo made.
 	rm -rf $(VENV) demo-texts demo-store demo-store-plots

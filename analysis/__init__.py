@@ -1,7 +1,17 @@
 """Mathematics over the tables of a store; knows neither models nor Ray."""
 
+from analysis.drift import Drift, compare_runs
 from analysis.errors import AnalysisError
-from analysis.overlap import Analysis, analyse_run, overlap_of_scores
+from analysis.keeping import Analysis
+from analysis.overlap import analyse_run, overlap_of_scores
 from analysis.settings import AnalysisSettings
 
-__all__ = ["Analysis", "AnalysisError", "AnalysisSettings", "analyse_run", "overlap_of_scores"]
+__all__ = [
+    "Analysis",
+    "AnalysisError",
+    "AnalysisSettings",
+    "Drift",
+    "analyse_run",
+    "compare_runs",
+    "overlap_of_scores",
+]

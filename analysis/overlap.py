@@ -7,10 +7,7 @@ fraction of neurons by score is selected, and the selections of any two tasks ar
 what chance would share (hypergeometric distribution).
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
+from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.settings import EPS, AnalysisSettings, Within
 from analysis.steps import Steps
-from storage import FileRecord, Store, StoreFiles, layout
+from storage import Store, StoreFiles
 from storage.catalog import open_connection
-from storage.files import canonical_json
 
-__all__ = ["Analysis", "analyse_run", "overlap_of_scores"]
+__all__ = ["analyse_run", "overlap_of_scores", "rank", "score"]
 
 _TABLES = ("importance", "scores", "selections", "overlap")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Analysis:
-    """A finished analysis."""
-
-    id: str
-    """Its id: the value of column ``analysis``, and the name of its folder."""
-    files: tuple[FileRecord, ...]
-    """Its tables."""
-    is_new: bool
-    """False if the very same analysis was already in the store."""
+_MAX_LAYER, _MAX_NEURON = 2**15 - 1, 2**31 - 1
+"""What the columns of the tables hold."""
 
 
 def analyse_run(
@@ -68,29 +56,21 @@ def analyse_run(
     """
     record = store.run_record(run)
     parameters = _parameters(record, settings, reference)
-    lineage = _lineage(store, record, partial=partial)
+    lineage = committed_lineage(
+        store,
+        record,
+        partial=partial,
+        advice="finish it, or pass --partial to analyse what there is",
+    )
+
+    def compute() -> Steps:
+        steps = Steps(store.connect(), on_step)
+        score(steps, run, parameters)
+        _select_and_compare(steps, parameters["fractions"], parameters["within"])
+        return steps
+
     key = {"run": run, "parameters": parameters, "lineage": lineage}
-    analysis = f"overlap-{hashlib.sha256(canonical_json(key)).hexdigest()[:8]}"
-    manifest = layout.analysis_manifest_path(analysis)
-    if store.files.exists(manifest):
-        files = store.files.get_json(manifest)["files"]
-        return Analysis(
-            id=analysis, files=tuple(FileRecord(**file) for file in files), is_new=False
-        )
-    steps = Steps(store.connect(), on_step)
-    _score(steps, run, parameters)
-    _select_and_compare(steps, parameters["fractions"], parameters["within"])
-    folder = layout.analysis_folder(analysis)
-    written = tuple(
-        store.files.put_batches(f"{folder}/{name}.parquet", name, steps.batches(name))
-        for name in _TABLES
-    )
-    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    store.files.put_json(
-        manifest,
-        {"analysis": analysis, **key, "created": created, "files": [f.to_dict() for f in written]},
-    )
-    return Analysis(id=analysis, files=written, is_new=True)
+    return keep(store, "overlap", key, _TABLES, compute)
 
 
 def overlap_of_scores(
@@ -99,6 +79,8 @@ def overlap_of_scores(
     out: Path,
     *,
     within: Within = "model",
+    threads: int | None = None,
+    memory_limit: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> pa.Table:
     """Selections and overlap of scores of one's own, as Parquet and CSV files.
@@ -109,6 +91,8 @@ def overlap_of_scores(
         fractions: fractions of the neurons to select, each in (0, 1].
         out: folder to write ``selections`` and ``overlap`` to.
         within: select the top fraction of the whole model or of each layer.
+        threads: most threads to use; all cores if not given.
+        memory_limit: most memory, such as ``"4GB"``; DuckDB's own default if not given.
         on_step: called with the name of each step before it runs.
 
     Returns:
@@ -119,15 +103,17 @@ def overlap_of_scores(
         StoreError: if `out` cannot be written.
     """
     chosen = _checked_fractions(fractions)
+    files = StoreFiles(out)
     site = _site_expression(scores)
-    steps = Steps(open_connection(), on_step)
+    steps = Steps(open_connection(threads=threads, memory_limit=memory_limit), on_step)
     steps.run("given_scores", {"file": str(scores)}, into="scores", site=site)
     _check_scores(steps, scores)
+    files.prepare()
     _select_and_compare(steps, chosen, within)
-    files = StoreFiles(out)
     for name in ("selections", "overlap"):
         files.put_batches(f"{name}.parquet", name, steps.batches(name))
-        files.put(f"{name}.csv", steps.csv(name))
+        with files.writing(f"{name}.csv") as path:
+            steps.write_csv(name, path)
     overlap: pa.Table = files.get_table("overlap.parquet")
     return overlap
 
@@ -165,30 +151,26 @@ def _parameters(
     }
 
 
-def _lineage(store: Store, record: dict[str, Any], *, partial: bool) -> dict[str, Any]:
-    run = record["run"]
-    committed = sorted(store.committed(run))
-    planned = len(record["shards"])
-    if len(committed) < planned and not partial:
-        raise AnalysisError(
-            f"the capture of run {run!r} is not complete ({len(committed)} of {planned} shards "
-            "are committed): finish it, or pass --partial to analyse what there is."
-        )
-    if missing := {task["task"] for task in record["tasks"]} - {task for task, _ in committed}:
-        raise AnalysisError(
-            f"task {min(missing)!r} of run {run!r} has no committed shard yet: capture more first."
-        )
-    return {"num_shards": len(committed), "shards": [list(shard) for shard in committed]}
+def score(steps: Steps, run: str, parameters: dict[str, Any]) -> None:
+    """Leave ``computed_importance`` and ``computed_scores`` of a run behind.
 
-
-def _score(steps: Steps, run: str, parameters: dict[str, Any]) -> None:
+    Args:
+        steps: on a connection with the views of the run's store.
+        run: id of the run.
+        parameters: ``sites``, ``metrics``, ``seed``, ``reference`` and ``eps`` by site.
+    """
     asked = {key: parameters[key] for key in ("sites", "metrics", "seed")}
     steps.run("importance", {"run": run, **asked})
     eps = {f"eps_{site}": value for site, value in parameters["eps"].items()}
     steps.run("scores", {"reference": parameters["reference"], **eps})
 
 
-def _select_and_compare(steps: Steps, fractions: Sequence[float], within: Within) -> None:
+def rank(steps: Steps, fractions: Sequence[float], within: Within) -> None:
+    """Leave ``computed_quotas`` and ``computed_ranks`` of ``computed_scores`` behind.
+
+    Raises:
+        AnalysisError: if a fraction selects no neuron.
+    """
     steps.run("quotas", {"fractions": list(fractions), "within": within})
     empty = steps.first("empty_quota")
     if empty is not None:
@@ -199,6 +181,10 @@ def _select_and_compare(steps: Steps, fractions: Sequence[float], within: Within
             f"{1 / empty['population']:.2g}."
         )
     steps.run("ranks", {"within": within, "rest": 1 - max(fractions)})
+
+
+def _select_and_compare(steps: Steps, fractions: Sequence[float], within: Within) -> None:
+    rank(steps, fractions, within)
     steps.run("selections", {"within": within})
     steps.run("overlap", {"within": within})
 
@@ -252,8 +238,9 @@ def _check_scores(steps: Steps, file: Path) -> None:
     bad = steps.first("bad_scores")
     if bad is not None:
         raise AnalysisError(
-            f"every row of {file} must have a task, a site, a layer, a neuron and a finite score, "
-            f"found {_described(bad)}: remove or mend such rows."
+            f"every row of {file} must have a task, a site, a layer from 0 to {_MAX_LAYER:,}, a "
+            f"neuron from 0 to {_MAX_NEURON:,} and a finite score, found {_described(bad)}: remove "
+            "or mend such rows."
         )
     odd = steps.first("uneven_scores")
     if odd is not None:
@@ -264,12 +251,15 @@ def _check_scores(steps: Steps, file: Path) -> None:
             f"every neuron of {file} must have one score in each task, found {_described(odd)} "
             f"{found}."
         )
-    tasks = steps.connection.sql("select count(distinct task) from computed_scores").fetchall()
-    if tasks[0][0] < 2:
+    few = steps.first("too_few_tasks")
+    if few is not None:
         raise AnalysisError(
-            f"{file} must hold scores of at least two tasks to compare, found {tasks[0][0]}."
+            f"{file} must hold scores of at least two tasks to compare, found {few['num_tasks']}."
         )
 
 
 def _described(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.items())
+    return ", ".join(
+        f"{name} {'missing or out of range' if value is None else value}"
+        for name, value in row.items()
+    )

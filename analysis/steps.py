@@ -1,14 +1,14 @@
 """Running the steps of an analysis: SQL files whose results are tables for the next step."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 from scipy.stats import hypergeom
 
-from storage.catalog import add_function
+from storage.catalog import add_function, execute, export, fetch, run_query
 from storage.sqlfiles import load_query
 
 if TYPE_CHECKING:
@@ -47,35 +47,41 @@ class Steps:
             params: values of its parameters.
             into: name of the result, if it is not the file's.
             parts: trusted SQL that takes the place of ``{key}`` in the file.
+
+        Raises:
+            QueryError: with DuckDB's message, such as which file is damaged.
         """
         self._on_step(name)
         text = load_query("analysis", name).text
         if parts:
             text = text.format(**parts)
-        self._connection.execute(f"create temp table computed_{into or name} as {text}", params)
+        execute(self._connection, f"create temp table computed_{into or name} as {text}", params)
+
+    def take(self, other: "Steps", name: str, *, into: str) -> None:
+        """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
+        rows = pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name))
+        self._connection.register("taken", rows)
+        execute(self._connection, f"create temp table computed_{into} as from taken")
+        self._connection.unregister("taken")
+
+    def schema(self, name: str) -> pa.Schema:
+        """Columns of ``computed_<name>``."""
+        return fetch(self._connection, f"from computed_{name} limit 0").schema
 
     def first(self, name: str) -> dict[str, Any] | None:
         """The first row of a check, or None if it found nothing."""
-        rows = self._connection.sql(load_query("analysis", name).text).to_arrow_table().to_pylist()
+        rows = fetch(self._connection, load_query("analysis", name).text).to_pylist()
         return rows[0] if rows else None
 
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """Rows of ``computed_<name>``, in order."""
-        yield from self._connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
+        rows = run_query(self._connection, f"from computed_{name}")
+        yield from rows.to_arrow_reader(_ROWS_PER_BATCH)
 
-    def csv(self, name: str) -> bytes:
-        """Rows of ``computed_<name>`` as a CSV file with a header."""
-        sink = pa.BufferOutputStream()
-        reader = self._connection.sql(f"from computed_{name}").to_arrow_reader(_ROWS_PER_BATCH)
-        with pa.csv.CSVWriter(sink, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-        return bytes(memoryview(sink.getvalue()))
-
-    @property
-    def connection(self) -> "duckdb.DuckDBPyConnection":
-        """The connection, for queries that leave nothing behind."""
-        return self._connection
+    def write_csv(self, name: str, path: Path) -> None:
+        """Write the rows of ``computed_<name>``, in order, as a CSV file with a header."""
+        # DuckDB formats on all cores: millions of selections take a third of pyarrow's time.
+        export(self._connection, f"from computed_{name}", path, "csv")
 
 
 def _hypergeometric_tail(

@@ -121,7 +121,9 @@ def measure(args: argparse.Namespace, root: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{'largest resident memory':<34}{peak:10.0f} MiB")
     timed("define the views", lambda: store.connection)
-    timed("count commits", store.sql("select count(*) from commits").fetchall)
+    timed(
+        "sum the tokens of all commits", store.sql("select sum(num_tokens) from commits").fetchall
+    )
     timed("list committed files", store.sql("select count(*) from committed_files").fetchall)
     status = load_query("storage", "status_runs").text
     timed("status of runs", store.sql(status).fetchall)

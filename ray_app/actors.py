@@ -113,7 +113,7 @@ class _StageMetrics:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine for the block."""
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine, or start one."""
     ray.init(
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from storage import ActlakeError, open_store
+
+if TYPE_CHECKING:
+    from ray_app.study import Study
 
 __all__ = ["cli", "main"]
 
@@ -78,8 +81,11 @@ def _view_options(command: Command) -> Command:
     return click.option("--metric", help="Which metric; abs if there.")(command)
 
 
-def _overrides(given: tuple[str, ...], tokens: int | None) -> list[str]:
-    return [*given, *([] if tokens is None else [f"capture.tokens={tokens}"])]
+def _read_study(path: Path, overrides: tuple[str, ...], tokens: int | None) -> "Study":
+    """The study, read before the libraries that carry it out: a mistake is told at once."""
+    from ray_app.study import load_study
+
+    return load_study(path, [*overrides, *([] if tokens is None else [f"capture.tokens={tokens}"])])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,9 +100,10 @@ def cli() -> None:
 @_study_options
 def plan(study: Path, store: str, overrides: tuple[str, ...], tokens: int | None) -> None:
     """Show what capturing STUDY would read, write and cost, and whether it fits."""
+    settings = _read_study(study, overrides, tokens)
     from ray_app.commands import capture
 
-    capture.plan(capture.load(study, _overrides(overrides, tokens)), store)
+    capture.plan(settings, store)
 
 
 @cli.command()
@@ -108,9 +115,9 @@ def capture(
     study: Path, store: str, overrides: tuple[str, ...], tokens: int | None, *, new_run: bool
 ) -> None:
     """Run the model of STUDY over its tasks into the store; resumes where it was stopped."""
+    settings = _read_study(study, overrides, tokens)
     from ray_app.commands import capture
 
-    settings = capture.load(study, _overrides(overrides, tokens))
     capture.capture(settings, store, new_run=new_run)
 
 
@@ -130,9 +137,9 @@ def run(
     plots: Path | None,
 ) -> None:
     """Capture STUDY, make its analyses, and show what they say."""
+    settings = _read_study(study, overrides, tokens)
     from ray_app.commands import analysis, capture
 
-    settings = capture.load(study, _overrides(overrides, tokens))
     finished = capture.capture(settings, store, new_run=new_run)
     analysis.analyse(finished.store, finished.id, settings.analyses)
     if settings.analyses:
@@ -172,7 +179,13 @@ def analyse(
 
 @cli.command()
 @click.option("--scores", required=True, type=_PATH, help="Parquet: task, layer, neuron, score.")
-@click.option("--fractions", type=_Numbers(), default="0.01,0.05", show_default=True)
+@click.option(
+    "--fractions",
+    type=_Numbers(),
+    default="0.01,0.05",
+    show_default=True,
+    help="Fractions of the neurons to select.",
+)
 @_WITHIN
 @click.option("--out", required=True, type=_PATH, help="Folder for the results.")
 def overlap(scores: Path, fractions: list[float], within: Any, out: Path) -> None:
@@ -260,6 +273,47 @@ def verify(store: str, recompute: int | None, run: str | None) -> None:
     from ray_app.commands import query
 
     query.verify(store, recompute=recompute, run=run)
+
+
+@cli.command()
+@_STORE
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--store-b", help="Folder or URL of the store that holds RUN_B, if another.")
+@click.option("--fractions", default="0.01,0.05", show_default=True, help="Fractions to select.")
+@click.option(
+    "--metric", default="abs", show_default=True, help="abs, rms, std, sqrt, freq or mean."
+)
+@click.option(
+    "--within",
+    type=click.Choice(["model", "layer"]),
+    default="model",
+    show_default=True,
+    help="Select the top fraction over all layers, or in each layer.",
+)
+@click.option(
+    "--format",
+    "result_format",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="A summary for people, or all rows.",
+)
+def drift(
+    store: str,
+    run_a: str,
+    run_b: str,
+    store_b: str | None,
+    fractions: str,
+    metric: str,
+    within: str,
+    result_format: str,
+) -> None:
+    """Compare RUN_B with RUN_A of the STORE: how far importance and selections differ."""
+    from ray_app.commands import drift
+
+    options = {"fractions": fractions.split(","), "metrics": [metric], "within": within}
+    drift.drift(store, run_a, run_b, store_b=store_b, result_format=result_format, options=options)
 
 
 def main() -> None:

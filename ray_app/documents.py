@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import string
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def _load(name: str, task: TaskSettings) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     # Else it reports every load to the hub, of local files too, and waits for a name server.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     unreachable = None if _is_local(task) else why_unreachable()
     if unreachable is not None:
         datasets.config.HF_HUB_OFFLINE = True

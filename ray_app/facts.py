@@ -70,6 +70,12 @@ def inspect_model(study: Study) -> ModelFacts:
     _check_against_model(study, facts)
     layers = range(facts.num_layers) if study.capture.layers == "all" else study.capture.layers
     chosen = [s for s in facts.sites if s.layer in layers and s.site in study.capture.sites]
+    for site in study.capture.sites:
+        if site not in {s.site for s in chosen}:
+            raise StudyError(
+                f"capture.sites asks for {site!r}, which model.site_modules does not name: name "
+                "its modules there too, or take it out of capture.sites."
+            )
     return replace(facts, sites=tuple(chosen))
 
 

@@ -34,6 +34,8 @@ __all__ = [
 _STATS_ROW_BYTES = 72
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
+_FILE_BYTES = 5_000
+"""Of each file: names of columns, bounds of row groups, checksums."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +83,12 @@ class Plan:
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         stats_rows = len(self.shards) * self.model.num_neurons
         cut = stage_ranges(self.study, self.model, local_nodes())
+        num_files = (3 + len(cut)) * len(self.shards) + 2
         return Costs(
-            num_files=(3 + len(cut)) * len(self.shards) + 2,
-            num_bytes=stats_rows * _STATS_ROW_BYTES + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES),
+            num_files=num_files,
+            num_bytes=stats_rows * _STATS_ROW_BYTES
+            + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
+            + num_files * _FILE_BYTES,
             stage_bytes=tuple(stage_bytes(self.study, self.model, n) for n in cut),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,

@@ -31,6 +31,9 @@ _VALUES_WORTH_COMPILING = 10**10
 
 _RECORD_NAME = PurePosixPath(layout.run_path("")).name
 
+_LONG = 60
+"""Characters of a setting that are shown when it changed."""
+
 
 class StudyChangedError(ActlakeError):
     """A study differs from the run that it began in this store."""
@@ -104,19 +107,19 @@ def find_run(store: Store, study: Study, model: ModelFacts, *, new_run: bool) ->
             changed.
     """
     identity = identity_of(study, model)
-    changes: list[str] = []
+    changes: dict[str, list[str]] = {}
     for run in store.runs():
         record = store.run_record(run)
-        if record["study"] != study.name:
-            continue
-        differences = list(_differences(record["identity"], identity))
-        if not differences:
-            return load_run(store, run)
-        changes = [f"{run} had {'; '.join(differences)}"]
+        if record["study"] == study.name:
+            changes[run] = list(_differences(record["identity"], identity))
+            if not changes[run]:
+                return load_run(store, run)
     if changes and not new_run:
+        nearest = min(changes, key=lambda run: len(changes[run]))
         raise StudyChangedError(
-            f"the study {study.name!r} changed since its run in {store.files.root} began: "
-            f"{changes[0]}. Restore the study to resume, or pass --new-run to capture beside it."
+            f"the study {study.name!r} changed since its run {nearest} in {store.files.root} "
+            f"began: {'; '.join(changes[nearest])}. Restore the study to resume, or pass --new-run "
+            "to capture beside it."
         )
     return None
 
@@ -240,9 +243,16 @@ def _differences(before: Any, after: Any, place: str = "") -> Iterator[str]:
             inner = f"{place}.{key}" if place else str(key)
             yield from _differences(before.get(key), after.get(key), inner)
     elif before != after:
-        yield f"{place}: {_short(before)} -> {_short(after)}"
+        yield f"{place}: {' -> '.join(_told_apart(before, after))}"
 
 
-def _short(value: Any) -> str:
-    text = "not given" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _told_apart(*values: Any) -> Iterator[str]:
+    """Values for people, short, and from where they begin to differ if they are long."""
+    texts = ["not given" if value is None else str(value) for value in values]
+    places = enumerate(zip(*texts, strict=False))
+    differing = (place for place, characters in places if len(set(characters)) > 1)
+    alike = next(differing, min(map(len, texts)))
+    for text in texts:
+        start = max(0, alike - 20) if len(text) > _LONG else 0
+        cut = ("..." if start else "") + text[start:]
+        yield cut if len(cut) <= _LONG else cut[: _LONG - 3] + "..."

@@ -1,6 +1,7 @@
 """From documents to shards: cutting, tokenising, and packing samples, the same way every time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app.documents import Document, open_documents, task_seed
-from ray_app.study import CaptureSettings, Study
+from ray_app.study import CaptureSettings, Study, StudyError
 from storage import TABLES
 
 if TYPE_CHECKING:
@@ -24,13 +25,23 @@ class Encoder:
     def __init__(
         self, tokenizer: "transformers.PreTrainedTokenizerBase", capture: CaptureSettings
     ) -> None:
+        """Take a tokenizer into use.
+
+        Raises:
+            StudyError: if long documents are to be split and the tokenizer cannot do it.
+        """
+        if capture.long_documents == "split" and not tokenizer.is_fast:
+            raise StudyError(
+                "capture.long_documents: split needs a tokenizer of the tokenizers library, and "
+                f"this model has {type(tokenizer).__name__}: write truncate."
+            )
         self._tokenizer = tokenizer
         self._capture = capture
         self._special = frozenset(tokenizer.all_special_ids)
         self._texts: dict[int, str] = {}
 
     def samples_of(self, text: str, random: np.random.Generator) -> list[list[int]]:
-        """Token ids of the samples that a document yields.
+        """Token ids of the samples that a document yields; each has a token that counts.
 
         Args:
             text: the document.
@@ -47,12 +58,12 @@ class Encoder:
             return_overflowing_tokens=split,
             verbose=False,
         )
-        windows: list[list[int]] = encoded["input_ids"]
+        windows = [ids for ids in encoded["input_ids"] if any(self.counted(ids))]
         wanted = capture.windows_per_document
         if split and wanted is not None and len(windows) > wanted:
             chosen = sorted(random.choice(len(windows), size=wanted, replace=False))
             windows = [windows[index] for index in chosen]
-        return [ids for ids in windows if ids]
+        return windows
 
     def special(self, token_ids: Sequence[int]) -> list[bool]:
         """Whether each token is one of the tokenizer's special tokens."""
@@ -82,7 +93,7 @@ class TaskDraw:
     num_documents: int = 0
     """Documents read."""
     num_empty: int = 0
-    """Documents set aside because no token was in them."""
+    """Documents set aside because no token that counts was in them."""
     num_samples: int = 0
     """Samples."""
     num_tokens: int = 0
@@ -103,22 +114,40 @@ class _Sample:
     token_ids: list[int]
 
 
+class _Stream:
+    """Documents of a task, and how many were drawn."""
+
+    def __init__(self, documents: Iterator[Document]) -> None:
+        self._documents = documents
+        self.num_drawn = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        return self
+
+    def __next__(self) -> Document:
+        document = next(self._documents)
+        self.num_drawn += 1
+        return document
+
+
 def open_all_documents(study: Study) -> dict[str, Iterator[Document]]:
     """Document streams of all tasks.
 
-    A mixture takes its documents from the very streams of its members, so it must be drawn after
-    them: it continues where they stopped and never repeats a document of theirs.
+    A mixture continues where its members stopped and never repeats a document of theirs, so it
+    must be drawn after them. Mixtures do not know of each other: two that share a member may share
+    documents, and adding one changes nothing in another.
     """
     streams = {
-        name: open_documents(name, task, study.seed)
+        name: _Stream(open_documents(name, task, study.seed))
         for name, task in study.tasks.items()
         if task.mixture is None
     }
-    for name, task in study.tasks.items():
-        if task.mixture is not None:
-            members = {member: streams[member] for member in task.mixture}
-            streams[name] = islice(_in_turn(members), task.limit)
-    return streams
+    mixtures = {
+        name: islice(_mixture(name, study, streams), task.limit)
+        for name, task in study.tasks.items()
+        if task.mixture is not None
+    }
+    return {**streams, **mixtures}
 
 
 def draw_task(
@@ -143,16 +172,29 @@ def draw_task(
     """
     draw = TaskDraw()
     pending: list[_Sample] = []
-    limit = study.capture.shard_tokens
+    num_pending = 0
     for sample in _samples(name, study, documents, encoder, draw):
-        size = sum(len(other.token_ids) for other in pending)
-        if pending and size + len(sample.token_ids) > limit:
+        size = len(sample.token_ids)
+        if pending and num_pending + size > study.capture.shard_tokens:
             on_shard(draw.num_shards, _shard_table(draw, pending, encoder, study.capture))
-            pending = []
+            pending, num_pending = [], 0
         pending.append(sample)
+        num_pending += size
     if pending:
         on_shard(draw.num_shards, _shard_table(draw, pending, encoder, study.capture))
     return draw
+
+
+def _mixture(name: str, study: Study, streams: Mapping[str, _Stream]) -> Iterator[Document]:
+    uses = Counter(member for task in study.tasks.values() for member in task.mixture or ())
+    members: dict[str, Iterator[Document]] = {}
+    for member in study.tasks[name].mixture or ():
+        members[member] = stream = streams[member]
+        if uses[member] > 1:
+            # Read again up to here, so that no documents need to be kept for the other mixtures.
+            opened = open_documents(member, study.tasks[member], study.seed)
+            members[member] = islice(opened, stream.num_drawn, None)
+    yield from _in_turn(members)
 
 
 def _in_turn(members: dict[str, Iterator[Document]]) -> Iterator[Document]:

@@ -7,6 +7,7 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "add_function",
     "connect",
     "define_views",
+    "execute",
     "export",
     "fetch",
     "open_connection",
@@ -45,13 +47,19 @@ EXPORT_FORMATS = {
 }
 """Options of DuckDB's COPY for each format that `export` writes."""
 
-_USUAL_JSON_BYTES = 1 << 24
-"""DuckDB's own bound; it reserves twice as much memory as the bound says."""
+Shape = str | list[Any] | dict[str, Any]
+"""A DuckDB type: its name, a list with the shape of the elements, or a dict of fields."""
 
-_FILE_TYPE = 'struct(path varchar, "table" varchar, rows bigint, bytes bigint, sha256 varchar)'
+_FILE: Shape = {
+    "path": "varchar",
+    "table": "varchar",
+    "rows": "bigint",
+    "bytes": "bigint",
+    "sha256": "varchar",
+}
 
-# Column types of the JSON records that views read; fields not named here are left to Python.
-_RECORDS = {
+# Fields of the JSON records that views read; those not named here are left to Python.
+_RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
     "commit_records": (
         "runs/*/commits/*/*.json",
         {
@@ -62,7 +70,7 @@ _RECORDS = {
             "num_tokens": "bigint",
             "num_counted": "bigint",
             "num_quarantined": "bigint",
-            "files": f"{_FILE_TYPE}[]",
+            "files": [_FILE],
         },
     ),
     "analysis_manifests": (
@@ -72,7 +80,7 @@ _RECORDS = {
             "run": "varchar",
             "created": "timestamp",
             "parameters": "json",
-            "files": f"{_FILE_TYPE}[]",
+            "files": [_FILE],
         },
     ),
     "run_records": (
@@ -82,12 +90,27 @@ _RECORDS = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
-            "model": "struct(source varchar, init varchar, dtype varchar, architecture varchar, "
-            "num_layers integer, num_neurons bigint)",
-            "tasks": "struct(task varchar, source varchar, num_documents bigint, "
-            "num_empty bigint, num_samples bigint, num_tokens bigint, num_counted bigint, "
-            "num_shards bigint)[]",
-            "shards": "struct(task varchar, shard integer)[]",
+            "model": {
+                "source": "varchar",
+                "init": "varchar",
+                "dtype": "varchar",
+                "architecture": "varchar",
+                "num_layers": "integer",
+                "num_neurons": "bigint",
+            },
+            "tasks": [
+                {
+                    "task": "varchar",
+                    "source": "varchar",
+                    "num_documents": "bigint",
+                    "num_empty": "bigint",
+                    "num_samples": "bigint",
+                    "num_tokens": "bigint",
+                    "num_counted": "bigint",
+                    "num_shards": "bigint",
+                }
+            ],
+            "shards": [{"task": "varchar", "shard": "integer"}],
         },
     ),
 }
@@ -130,9 +153,10 @@ def connect(
         QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
-    if files.filesystem is not None:
+    reader = files.reader()
+    if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
-        connection.register_filesystem(files.filesystem)
+        connection.register_filesystem(reader)
     define_views(connection, view_statements(files))
     return connection
 
@@ -207,6 +231,20 @@ def run_query(
     return relation
 
 
+def execute(
+    connection: duckdb.DuckDBPyConnection, statement: str, params: dict[str, Any] | None = None
+) -> None:
+    """Run one statement for what it does.
+
+    Raises:
+        QueryError: with DuckDB's message.
+    """
+    try:
+        connection.execute(statement, params)
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+
+
 def fetch(
     connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
 ) -> pa.Table:
@@ -259,7 +297,7 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
 def views_script(files: StoreFiles) -> str:
     """A SQL script that defines all views, with a header that says what a client needs for it."""
     header = f"-- DuckDB views of the store {files.root}\n"
-    if files.filesystem is not None:
+    if files.is_remote:
         header += _REMOTE_CLIENT
     return "\n".join([header, *view_statements(files)])
 
@@ -284,18 +322,13 @@ def view_statements(files: StoreFiles) -> list[str]:
 
 
 def _record_source(files: StoreFiles, name: str) -> str:
-    pattern, columns = _RECORDS[name]
-    paths = files.list(pattern)
-    if not paths:
-        return _empty(columns)
-    typed = ", ".join(f"{column}: {quote(dtype)}" for column, dtype in columns.items())
-    options = f"columns = {{{typed}}}"
-    if name == "run_records":
-        # A run's record lists all its shards; DuckDB refuses JSON that is larger than it was told.
-        largest = max(map(files.size, paths))
-        options += f", maximum_object_size = {max(largest, _USUAL_JSON_BYTES)}"
-    path = quote(f"{files.root}/{pattern}")
-    return f"read_json({path}, {options})"
+    pattern, shape = _RECORDS[name]
+    if next(files.glob(pattern), None) is None:
+        return _empty({column: _type_text(field) for column, field in shape.items()})
+    query = load_query("storage", "json_records").text.format(
+        structure=quote(json.dumps(shape)), pattern=quote(f"{files.root}/{pattern}")
+    )
+    return f"({query})"
 
 
 def _table_source(files: StoreFiles, table: Table) -> str:
@@ -320,3 +353,12 @@ def _table_columns(table: Table) -> str:
 def _empty(columns: dict[str, str]) -> str:
     typed = ", ".join(f'null::{dtype} as "{column}"' for column, dtype in columns.items())
     return f"(select {typed} where false)"
+
+
+def _type_text(shape: Shape) -> str:
+    if isinstance(shape, str):
+        return shape
+    if isinstance(shape, list):
+        return f"{_type_text(shape[0])}[]"
+    fields = ", ".join(f'"{name}" {_type_text(field)}' for name, field in shape.items())
+    return f"struct({fields})"

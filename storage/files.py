@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -91,9 +91,16 @@ class StoreFiles:
         return self._backend.root
 
     @property
-    def filesystem(self) -> Any | None:
-        """The fsspec filesystem of an object store, for SQL engines; None for a folder."""
-        return self._backend.filesystem
+    def is_remote(self) -> bool:
+        """Whether the store is in an object store."""
+        return isinstance(self._backend, ObjectStore)
+
+    def reader(self) -> Any | None:
+        """A new fsspec filesystem through which an SQL engine reads an object store.
+
+        It may take listings that are ten seconds old. None for a folder.
+        """
+        return self._backend.reader()
 
     def local(self, path: str) -> Path:
         """Absolute path of a file given by its path inside the store.
@@ -147,6 +154,14 @@ class StoreFiles:
         """
         self._backend.publish(staged.root, target, last)
 
+    def writing(self, path: str) -> AbstractContextManager[Path]:
+        """A path of this machine to write a file to, which appears whole when the block ends well.
+
+        Raises:
+            StoreError: as `put`.
+        """
+        return self._backend.writing(path)
+
     def put_json(self, path: str, value: Any) -> None:
         """Write a JSON file (canonical form)."""
         self.put(path, canonical_json(value))
@@ -183,14 +198,14 @@ class StoreFiles:
         """
         schema, rows = TABLES[name].schema, 0
         with self._backend.writing(path) as temporary:
-            with _parquet_writer(str(temporary), schema) as writer:
+            with temporary.open("wb") as file, _parquet_writer(file, schema) as writer:
                 for batch in batches:
                     table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
                     writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
                     rows += table.num_rows
             size = temporary.stat().st_size
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with temporary.open("rb") as written:
+                digest = hashlib.file_digest(written, "sha256").hexdigest()
         return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=digest)
 
     def get_json(self, path: str) -> Any:

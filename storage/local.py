@@ -24,8 +24,6 @@ class LocalFolder:
     sees the old content, the new content or nothing, whatever is killed and when.
     """
 
-    filesystem = None
-
     def __init__(self, path: str) -> None:
         # Resolved, because the names that SQL engines report for files must equal root + path.
         self._folder = Path(path).expanduser().resolve()
@@ -34,6 +32,9 @@ class LocalFolder:
     def local(self, path: str) -> Path:
         """Absolute path of a file."""
         return self._folder / PurePosixPath(path)
+
+    def reader(self) -> None:
+        """None: an SQL engine reads folders by itself."""
 
     def prepare(self) -> None:
         """Make the folder.
@@ -117,8 +118,10 @@ class LocalFolder:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
+            # Errors of pyarrow carry the number, and say around its meaning what they were doing.
+            reason = os.strerror(error.errno) if error.errno else error
             raise StoreError(
-                f"cannot write {target}: {error.strerror or error}. Free or grant the space or "
+                f"cannot write {target}: {reason}. Free or grant the space or "
                 "permission, then run the same command again: committed work is kept."
             ) from error
 

@@ -32,6 +32,9 @@ RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _NUM_THREADS = 16
 """Requests that `map` has under way at a time."""
 
+_LISTING_SECONDS = 10
+"""How long an SQL engine may take a listing for current."""
+
 _BLOCK = 32 << 20
 """Bytes that a checksum reads at a time."""
 
@@ -56,7 +59,8 @@ class ObjectStore:
     """The objects below a URL such as ``s3://bucket/prefix``."""
 
     def __init__(self, url: str) -> None:
-        self.filesystem = _open_filesystem(url)
+        self.filesystem = _open_filesystem(url, use_listings_cache=False)
+        self._url = url
         # As the filesystem spells it, because SQL engines report file names in that spelling.
         self.root = self.filesystem.unstrip_protocol(self.filesystem._strip_protocol(url))
         self._bucket = self.root.partition("://")[2].strip("/").partition("/")[0]
@@ -68,6 +72,15 @@ class ObjectStore:
             StoreError: always.
         """
         raise StoreError(f"{self._full(path)} is an object, not a file of this machine.")
+
+    def reader(self) -> Any:
+        """A new filesystem for an SQL engine, which lists and looks up the same folders often.
+
+        It remembers listings for some seconds: what is committed meanwhile is seen after them.
+        """
+        return _open_filesystem(
+            self._url, use_listings_cache=True, listings_expiry_time=_LISTING_SECONDS
+        )
 
     def prepare(self) -> None:
         """Check that the bucket is there and may be listed.
@@ -270,7 +283,7 @@ class ObjectStore:
         )
 
 
-def _open_filesystem(url: str) -> Any:
+def _open_filesystem(url: str, **options: Any) -> Any:
     protocol = url.partition("://")[0]
     if "@" in url:
         raise StoreError(
@@ -278,9 +291,9 @@ def _open_filesystem(url: str) -> Any:
             f"in a {protocol}:// URL: set them in the environment instead."
         )
     try:
-        # Listings are not cached, because other processes write. Instances are not shared,
-        # because each takes its endpoint and credentials from the environment when it is made.
-        return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+        # Instances are not shared, because each takes its endpoint and credentials from the
+        # environment when it is made.
+        return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
     except ImportError as error:
         raise StoreError(
             f"a store at {protocol}:// needs a Python package that is not installed here "

@@ -276,7 +276,88 @@ _ANALYSIS_TABLES = (
     ),
 )
 
+_DRIFT = Table(
+    name="drift",
+    owner="analysis",
+    purpose="How far two runs over the same tasks differ: importance, selections, predictions.",
+    grain="one row per (analysis, task, metric, site, within, fraction, layer); layer null = whole "
+    "model; columns that do not depend on layer or fraction repeat",
+    schema=pa.schema(
+        [
+            _column("run_a", pa.string(), "id of the first run, A"),
+            _column("run_b", pa.string(), "id of the second run, B"),
+            _TASK,
+            _METRIC,
+            _SITE,
+            _WITHIN,
+            _FRACTION,
+            _column("layer", pa.int16(), "layer; null = the whole model", nullable=True),
+            _column("population", pa.int64(), "number of neurons N that are compared"),
+            _column(
+                "correlation",
+                pa.float64(),
+                "Spearman's rank correlation of importance in A and B, ties at their mean rank; "
+                "null if all neurons of one run are tied",
+                nullable=True,
+            ),
+            _column(
+                "error_median",
+                pa.float64(),
+                "median over neurons of |a - b| / max(|a|, |b|), of the importances a in A and b "
+                "in B; 0 where a = b",
+            ),
+            _column("error_p90", pa.float64(), "90th percentile of the same"),
+            _column(
+                "size_a",
+                pa.int64(),
+                "number of neurons selected in A; null for the reference, as the next six columns",
+                nullable=True,
+            ),
+            _column("size_b", pa.int64(), "number of neurons selected in B", nullable=True),
+            _column("shared", pa.int64(), "number of neurons selected in both", nullable=True),
+            _column(
+                "share_of_a", pa.float64(), "shared / size_a; null if A has none", nullable=True
+            ),
+            _column(
+                "jaccard", pa.float64(), "shared / union; null if both have none", nullable=True
+            ),
+            _column(
+                "expected",
+                pa.float64(),
+                "shared neurons by chance: size_a * size_b / N",
+                nullable=True,
+            ),
+            _column(
+                "lift", pa.float64(), "shared / expected; null if nothing expected", nullable=True
+            ),
+            _column(
+                "p_value",
+                pa.float64(),
+                "hypergeometric P(at least this many shared by chance); null for the reference",
+                nullable=True,
+            ),
+            _column("same_inputs", pa.bool_(), "whether both runs read the same tokens"),
+            _column(
+                "loss_a",
+                pa.float64(),
+                "mean loss of the task in A over counted, predicted tokens, in nats; null if none",
+                nullable=True,
+            ),
+            _column("loss_b", pa.float64(), "the same in B", nullable=True),
+            _column("loss_difference", pa.float64(), "loss_b - loss_a", nullable=True),
+            _column(
+                "top1_a",
+                pa.float64(),
+                "share of the same tokens of the task that A finds most probable; null if none",
+                nullable=True,
+            ),
+            _column("top1_b", pa.float64(), "the same in B", nullable=True),
+            _column("top1_difference", pa.float64(), "top1_b - top1_a", nullable=True),
+        ]
+    ),
+)
+
 TABLES: Mapping[str, Table] = MappingProxyType(
-    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES)}
+    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT)}
 )
 """Every table by name."""

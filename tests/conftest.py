@@ -17,6 +17,7 @@ import tokenizers
 import torch
 import transformers
 import yaml
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from ray_app.capture import driver
 from ray_app.capture.stage import build_stage
@@ -211,12 +212,25 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+def _open_apart(opened: Callable[..., MemoryFile]) -> Callable[..., MemoryFile]:
+    """Gives each reader a file of its own; fsspec's readers of one file share their position."""
+
+    def apart(self: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> MemoryFile:
+        file = opened(self, path, mode, **options)
+        return MemoryFile(self, path, file.getvalue()) if mode == "rb" else file
+
+    return apart
+
+
 @pytest.fixture(params=["folder", "memory", "s3"])
-def store_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def store_root(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     """Where a new store can be: a folder, this process's memory, an S3 bucket."""
     if request.param == "folder":
         return str(tmp_path / "store")
     if request.param == "memory":
+        monkeypatch.setattr(MemoryFileSystem, "_open", _open_apart(MemoryFileSystem._open))
         return f"memory://store-{uuid.uuid4().hex}"
     return f"s3://{request.getfixturevalue('s3_bucket')}/lake/store"
 

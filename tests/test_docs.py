@@ -39,7 +39,7 @@ def reference() -> dict[str, Callable[[], str]]:
 @pytest.fixture
 def analysed_store(write_study: Callable[..., Path], capture_locally: Callable[..., Run]) -> Store:
     run = capture_locally(write_study())
-    settings = AnalysisSettings(metrics=["abs", "rms"], fractions=[0.01, 0.1])
+    settings = AnalysisSettings(metrics=["abs", "rms"], fractions=[0.05, 0.2])
     analyse_run(run.store, run.id, settings)
     return open_store(run.store.files.root)
 

@@ -8,26 +8,29 @@ with
 -- serves all fractions.
 met as (
     select
-        a.metric,
-        a.site,
         a.layer,
-        a.task as task_a,
-        b.task as task_b,
+        a.ranking as ranking_a,
+        b.ranking as ranking_b,
         greatest(a.entry, b.entry) as entry,
         count(*) as shared
     from computed_ranks as a
     join computed_ranks as b
-        on a.metric = b.metric
-        and a.site = b.site
+        on a.rivals = b.rivals
         and a.layer = b.layer
         and a.neuron = b.neuron
-        and a.task < b.task
+        and a.ranking < b.ranking
     group by all
 ),
 
+names as (
+    select distinct ranking, metric, site, task
+    from computed_quotas
+),
+
 first_selected as (
-    select metric, site, layer, task, entry, count(*) as size
-    from computed_ranks
+    select n.metric, n.site, r.layer, n.task, r.entry, count(*) as size
+    from computed_ranks as r
+    join names as n using (ranking)
     group by all
 ),
 
@@ -40,7 +43,7 @@ populations as (
 ),
 
 tasks as (
-    select distinct task from computed_scores
+    select distinct task from names
 ),
 
 fractions as (
@@ -63,10 +66,19 @@ sizes as (
 ),
 
 shared as (
-    select m.metric, m.site, m.layer, f.fraction, m.task_a, m.task_b, sum(m.shared) as shared
+    select
+        a.metric,
+        a.site,
+        m.layer,
+        f.fraction,
+        a.task as task_a,
+        b.task as task_b,
+        sum(m.shared) as shared
     from met as m
     join fractions as f on m.entry <= f.fraction
-    group by m.metric, m.site, f.fraction, m.task_a, m.task_b, grouping sets ((m.layer), ())
+    join names as a on m.ranking_a = a.ranking
+    join names as b on m.ranking_b = b.ranking
+    group by a.metric, a.site, f.fraction, a.task, b.task, grouping sets ((m.layer), ())
 ),
 
 counted as (
@@ -94,7 +106,8 @@ counted as (
         and g.task_a = s.task_a and g.task_b = s.task_b
 ),
 
-tested as (
+-- Both orders of a pair read this; the test is the dear part.
+tested as materialized (
     select
         *,
         size_a * size_b / population as expected,

@@ -40,25 +40,30 @@ ranked as (
     from selectable
 ),
 
-quotas as (
+-- A rank belongs to the first fraction whose quota reaches it.
+entries as (
     select
+        ranking,
+        rivals,
         task,
         metric,
         site,
         stratum,
-        list(fraction order by fraction) as fractions,
-        list(quota order by fraction) as quotas
+        fraction as entry,
+        quota as last_rank,
+        lag(quota, 1, 0) over (
+            partition by ranking, stratum
+            order by fraction
+        ) as rank_before
     from computed_quotas
-    group by all
 )
 
-select
-    r.*,
-    q.fractions[len(list_filter(q.quotas, lambda quota: quota < r.rank)) + 1] as entry
+select r.*, e.ranking, e.rivals, e.entry
 from ranked as r
-join quotas as q
-    on r.task = q.task
-    and r.metric = q.metric
-    and r.site = q.site
-    and r.stratum is not distinct from q.stratum
-where r.rank <= q.quotas[-1]
+join entries as e
+    on r.task = e.task
+    and r.metric = e.metric
+    and r.site = e.site
+    and r.stratum is not distinct from e.stratum
+    and r.rank > e.rank_before
+    and r.rank <= e.last_rank

@@ -32,6 +32,10 @@ def sql(
     try:
         store.export(query, temporary, result_format)
         temporary.replace(output)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write --output {output}: {error.strerror}. Give the name of a file."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,6 +62,8 @@ def status(store_path: str) -> None:
 def verify(store_path: str, *, recompute: int | None, run: str | None) -> None:
     """Check every committed file, then the counts, then some samples if asked to."""
     store = open_store(store_path)
+    # Told before the files are read, which may take long.
+    chosen = store.resolve_run(run) if recompute else None
     with open_steps("verify", unit="files") as advance:
         report = verify_store(store, on_file=lambda path: advance())
     for problem in report.problems:
@@ -71,8 +77,8 @@ def verify(store_path: str, *, recompute: int | None, run: str | None) -> None:
         f"{report.num_files:,} files ({report.num_bytes / 1e6:,.1f} MB) of {report.num_shards:,} "
         "committed shards are whole, and their counts agree."
     )
-    if recompute:
-        _recompute(store, store.resolve_run(run), recompute)
+    if recompute and chosen:
+        _recompute(store, chosen, recompute)
 
 
 def _recompute(store: Store, run: str, num_samples: int) -> None:

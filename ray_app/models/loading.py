@@ -240,11 +240,15 @@ def _hub_commit(settings: ModelSettings) -> str:
 
 def _cannot_load(part: str, settings: ModelSettings, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    is_local = Path(resolve_path(settings.source)).exists()
+    is_offline = not is_local and os.environ.get("HF_HUB_OFFLINE")
+    offline = " (HF_HUB_OFFLINE is set)" if is_offline else ""
     hint = "check the id, the network and access rights"
     if part == "GGUF file":
         hint = "the file may be incomplete or not a model: fetch it again"
-    elif "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
+    elif is_local:
+        hint = "its files may be incomplete or damaged: write or fetch them again"
+    if "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
         hint = "actlake needs a decoder that transformers' AutoModelForCausalLM knows"
     return ModelError(
         f"the {part} of model.source {settings.source!r} cannot be loaded{offline}: "

@@ -108,6 +108,11 @@ def find_sites(
                     f"model.site_modules.{site}: the model has no module {names[site]!r}; "
                     f"modules of layer {layer} are: {_linear_names(modules[prefix], prefix)}."
                 )
+            if not isinstance(modules[names[site]], nn.Linear | Conv1D):
+                raise ModelError(
+                    f"model.site_modules.{site}: {names[site]!r} is no linear map; linear modules "
+                    f"of layer {layer} are: {_linear_names(modules[prefix], prefix)}."
+                )
             width = _shape(modules[names[site]])[0]
             found.append(
                 SiteLocation(

@@ -21,9 +21,14 @@ import pytest
 import ray
 import yaml
 
-from ray_app.actors import RayWorkers
-from ray_app.capture.workers import Workers
-from storage import open_store
+from ray_app.capture import driver
+from ray_app.capture.stage import build_stage
+from ray_app.capture.workers import LocalWorkers
+from ray_app.plan import inspect_model
+from ray_app.progress import NoProgress
+from ray_app.run import begin_run
+from ray_app.study import load_study
+from storage import create_store, open_store
 
 _MARK = "ACTLAKE_TEST_PROCESS"
 _PATIENCE = 120.0
@@ -146,8 +151,10 @@ def actlake(environment: dict[str, str]) -> Iterator[Callable[..., Command]]:
         command.sweep()
 
 
-@pytest.fixture
-def long_study(tmp_path: Path, model_folder: Callable[[str], Path]) -> Path:
+@pytest.fixture(scope="session")
+def long_study(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]
+) -> Path:
     """A study of about a hundred small shards, which takes a few seconds."""
     study = {
         "name": "long",
@@ -164,9 +171,9 @@ def long_study(tmp_path: Path, model_folder: Callable[[str], Path]) -> Path:
             "batch_tokens": 48,
             "shard_tokens": 96,
         },
-        "resources": {"threads": 1},
+        "resources": {"cpus_per_stage": 1},
     }
-    path = tmp_path / "long.yaml"
+    path = tmp_path_factory.mktemp("long") / "long.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     return path
 
@@ -177,19 +184,20 @@ def num_committed() -> Callable[[Path], int]:
     return lambda store: len(list(store.glob("runs/*/commits/*/*.json")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def committed_files() -> Callable[[Path], dict[str, bytes]]:
     """Gives the content of all files of a store's runs, by path.
 
     Of run.json, the time at which the run began is left out: it alone is not in the plan. So are
-    hidden files, which a killed writer leaves behind and no reader sees.
+    hidden files, which a killed writer leaves behind and no reader sees, and the record of who
+    drives the run.
     """
 
     def read(root: Path) -> dict[str, bytes]:
         files = {
             path.relative_to(root).as_posix(): path.read_bytes()
             for path in (root / "runs").rglob("*")
-            if path.is_file() and not path.name.startswith(".")
+            if path.is_file() and not path.name.startswith(".") and path.name != "driver.json"
         }
         for path, content in files.items():
             if path.endswith("run.json"):
@@ -203,10 +211,24 @@ def committed_files() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+    long_study: Path,
+    committed_files: Callable[[Path], dict[str, bytes]],
+) -> dict[str, bytes]:
+    """Files of the long study, captured without Ray and without a pause."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    study = load_study(long_study)
+    run = begin_run(create_store(root), study, inspect_model(study), threads=1)
+    driver.capture(run, LocalWorkers(build_stage(run.stage_spec())), NoProgress())
+    return committed_files(root)
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(environment: dict[str, str]) -> Iterator[None]:
-    """A Ray cluster of two CPUs in this process, for all tests that need one."""
+    """A Ray cluster of six CPUs in this process, for all tests that need one."""
     ray.init(
-        num_cpus=2,
+        num_cpus=6,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -214,9 +236,3 @@ def ray_cluster(environment: dict[str, str]) -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def ray_workers(ray_cluster: None) -> Callable[..., Workers]:
-    """Gives pipelines of stage actors that capture a run: `ray_workers(run, replicas=1)`."""
-    return lambda run, *, replicas: RayWorkers(run.stage_spec(), replicas=replicas)

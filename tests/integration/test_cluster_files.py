@@ -47,4 +47,4 @@ def test_every_node_installs_the_project_and_asks_for_the_token(name: str) -> No
 def test_the_cloud_file_scales_gpu_workers() -> None:
     worker = load("cluster.yaml")["available_node_types"]["gpu_worker"]
     assert worker["resources"]["GPU"] == 1
-    assert worker["min_workers"] == 0 < worker["max_workers"] <= load("cluster.yaml")["max_workers"]
+    assert 1 <= worker["min_workers"] < worker["max_workers"] <= load("cluster.yaml")["max_workers"]

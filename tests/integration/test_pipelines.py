@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.compute as pc
 import pytest
-import ray
 from safetensors.torch import load_file, save_file
 
 from ray_app.actors import cluster_nodes, ray_workers
 from ray_app.capture import driver
+from ray_app.capture.errors import CaptureError
 from ray_app.capture.quarantine import Quarantine
 from ray_app.capture.stage import build_stage
 from ray_app.capture.workers import BatchDone, LocalWorkers, ShardLost
@@ -33,21 +32,14 @@ from storage import create_store, layout, open_store, verify_store
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, namespace="pipelines")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def begin(
     tmp_path: Path, write_study: Callable[..., Path], model_folder: Callable[[str], Path]
 ) -> Callable[..., Run]:
-    def make(store: str) -> Run:
+    def make(store: str, source: Path | None = None) -> Run:
         capture = {"tokens": 160, "max_length": 24, "batch_tokens": 24, "shard_tokens": 48}
         study = load_study(
-            write_study(model={"source": str(model_folder("llama"))}, capture=capture)
+            write_study(model={"source": str(source or model_folder("llama"))}, capture=capture)
         )
         return begin_run(create_store(tmp_path / store), study, inspect_model(study), threads=1)
 
@@ -64,7 +56,7 @@ def placement(replicas: int) -> Placement:
     return Placement(cut=(range(1), range(1, 2)), replicas=replicas, threads=1, gpus_per_stage=0)
 
 
-def test_actors_commit_the_bytes_that_this_process_commits(cluster: None, begin: Any) -> None:
+def test_actors_commit_the_bytes_that_this_process_commits(ray_cluster: None, begin: Any) -> None:
     here, there = begin("here"), begin("there")
     cut = placement(2).cut
     driver.capture(here, LocalWorkers(*map(build_stage, here.stage_specs(cut))), NoProgress())
@@ -134,7 +126,7 @@ def actor_pids() -> set[int]:
 
 
 def test_killed_actors_are_replaced_and_the_store_comes_out_byte_identical(
-    cluster: None, begin: Any
+    ray_cluster: None, begin: Any
 ) -> None:
     undisturbed, disturbed = begin("undisturbed"), begin("disturbed")
     specs = undisturbed.stage_specs(placement(1).cut)
@@ -172,7 +164,7 @@ class Killing:
             yield event
 
 
-def test_more_gpus_than_the_cluster_has_are_refused(cluster: None, write_study: Any) -> None:
+def test_more_gpus_than_the_cluster_has_are_refused(ray_cluster: None, write_study: Any) -> None:
     study = load_study(write_study(resources={"stages": 2, "gpus_per_stage": 1}))
     with pytest.raises(
         PlanError,
@@ -182,29 +174,56 @@ def test_more_gpus_than_the_cluster_has_are_refused(cluster: None, write_study: 
         place(study, inspect_model(study), cluster_nodes())
 
 
-def run_capture(study: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    program = "from ray_app.cli import main; main()"
-    command = [sys.executable, "-c", program, "capture", str(study), "--store", str(store)]
-    return subprocess.run([*command, *options], check=False, capture_output=True, text=True)
+def token_missing_from_the_first_task(run: Run) -> int:
+    tokens: dict[str, set[int]] = {}
+    for shard in run.shards:
+        ids = run.store.files.get_table(shard.samples.path)["token_ids"]
+        tokens.setdefault(shard.task, set()).update(pc.list_flatten(ids).to_pylist())
+    first, second, *_ = tokens.values()
+    return min(second - first)
+
+
+def test_an_error_of_a_stage_reaches_the_driver_as_it_is_and_keeps_what_is_committed(
+    ray_cluster: None, tmp_path: Path, begin: Any, model_folder: Callable[[str], Path]
+) -> None:
+    token = token_missing_from_the_first_task(begin("sound"))
+    model = Path(shutil.copytree(model_folder("llama"), tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    run = begin("store", source=model)
+    with (
+        ray_workers(run.stage_specs(placement(1).cut), placement(1), max_deaths=0) as workers,
+        pytest.raises(
+            CaptureError,
+            match=r"neuron 0 of site 'attn', layer 0, is NaN, .* in shard \d of task '\w+': the",
+        ),
+    ):
+        driver.capture(run, workers, NoProgress())
+    committed = run.store.committed(run.id)
+    assert committed >= {shard.key for shard in run.shards if shard.task == "code"}
+    assert len(committed) < len(run.shards)
+    assert verify_store(run.store).problems == []
 
 
 def test_the_command_captures_in_stages_and_resumes(
-    tmp_path: Path, write_study: Callable[..., Path]
+    tmp_path: Path, write_study: Callable[..., Path], actlake: Callable[..., Any]
 ) -> None:
     study = write_study(resources={"stages": 2, "cpus_per_stage": 1, "reduction": "eager"})
-    first = run_capture(study, tmp_path / "store")
-    assert first.returncode == 0, first.stderr
-    assert "1 x 2 stage(s) of LlamaForCausalLM, 1 thread(s) each, loaded in" in first.stderr
+    arguments = ("capture", study, "--store", tmp_path / "store")
+    first = actlake(*arguments)
+    assert first.wait() == 0, first.output
+    assert "1 x 2 stage(s) of LlamaForCausalLM, 1 thread(s) each, loaded in" in first.output
     store = open_store(tmp_path / "store")
     assert verify_store(store).problems == []
     commit = store.files.list("runs/*/commits/*/*.json")[0]
     before = store.files.local(commit).read_bytes()
     store.files.local(commit).unlink()
     # Another number of stages goes on with the same run; only its parts are other files.
-    second = run_capture(study, tmp_path / "store", "--set", "resources.stages=1")
-    assert second.returncode == 0, second.stderr
+    second = actlake(*arguments, "--set", "resources.stages=1")
+    assert second.wait() == 0, second.output
     assert verify_store(store).problems == []
     store.files.local(commit).unlink()
-    third = run_capture(study, tmp_path / "store")
-    assert third.returncode == 0, third.stderr
+    third = actlake(*arguments)
+    assert third.wait() == 0, third.output
     assert store.files.local(commit).read_bytes() == before

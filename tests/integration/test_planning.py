@@ -61,10 +61,10 @@ def test_planning_that_is_interrupted_removes_what_it_has_written(
 
     def on_task(task: str) -> None:
         if task == "prose":
-            assert list(store.files.root.glob("planning-*/samples/task=*/*.parquet"))
+            assert list(Path(store.files.root).glob("planning-*/samples/task=*/*.parquet"))
             raise interruption
 
     with pytest.raises(interruption):
         begin_run(store, study, inspect_model(study), threads=1, on_task=on_task)
-    assert list(store.files.root.iterdir()) == []
+    assert list(Path(store.files.root).iterdir()) == []
     assert store.runs() == []

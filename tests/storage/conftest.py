@@ -60,7 +60,7 @@ def stats_table(shard: int, activations: Activations) -> pa.Table:
 class StoreBuilder:
     """Writes one run into a store, shard by shard."""
 
-    def __init__(self, root: Path, run: str = "run-1") -> None:
+    def __init__(self, root: str | Path, run: str = "run-1") -> None:
         self.root = root
         self.run = run
         self.store = create_store(root)

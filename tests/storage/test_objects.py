@@ -2,6 +2,7 @@
 
 import builtins
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from storage import (
     open_store,
     verify_store,
 )
+
+NO_RUN_RECORD = "runs/run=r/run.json: the file is missing, and the run has committed shards."
 
 
 def selection_rows(count: int) -> pa.Table:
@@ -137,13 +140,13 @@ def test_the_record_is_put_after_all_that_it_names(
     store_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = StoreFiles(store_root)
-    put, written = files.filesystem.pipe_file, []
+    put, written = files._backend.filesystem.pipe_file, []
 
     def recording(name: str, *args: Any, **kwargs: Any) -> None:
         put(name, *args, **kwargs)
         written.append(name)
 
-    monkeypatch.setattr(files.filesystem, "pipe_file", recording)
+    monkeypatch.setattr(files._backend.filesystem, "pipe_file", recording)
     stage_run(files, b"{}")
     assert len(written) == 41
     assert written[-1].endswith("/runs/run=a/run.json")
@@ -158,28 +161,55 @@ def test_committed_rows_are_asked_with_sql_and_others_are_not(store_root: str) -
     query = "select run, task, count(*), sum(num_tokens) from samples group by all"
     assert store.sql(query).fetchall() == [("r", "t", 3, 6)]
     commit_shard(store_root, shard=1)
-    assert store.sql(query).fetchall() == [("r", "t", 6, 12)]
+    # Opened again, because an open reader may take listings of an object store for some seconds.
+    assert open_store(store_root).sql(query).fetchall() == [("r", "t", 6, 12)]
     assert store.committed("r") == {("t", 0), ("t", 1)}
 
 
-def test_verify_reads_every_byte(store_root: str) -> None:
-    for shard in range(40):
-        commit_shard(store_root, shard)
+@pytest.mark.parametrize("store_root", ["s3"], indirect=True)
+def test_an_open_reader_sees_new_shards_once_its_listings_are_old(
+    store_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_LISTING_SECONDS", 0.5)
+    commit_shard(store_root)
     store = open_store(store_root)
+    assert store.sql("select count(*) from samples").fetchall() == [(3,)]
+    commit_shard(store_root, shard=1)
+    time.sleep(0.6)
+    assert store.sql("select count(*) from samples").fetchall() == [(6,)]
+
+
+def test_verify_reads_every_byte(store_root: str, new_builder: Any, activations: Any) -> None:
+    builder = new_builder(store_root)
+    # More than are checked at a time, so that threads take turns.
+    for shard in range(20):
+        builder.add_shard("t", shard, activations(shard))
+    store = builder.finish()
     seen: list[str] = []
     report = verify_store(store, on_file=seen.append)
-    # There is no run.json, so counts have nothing to disagree with.
-    assert (report.num_files, report.num_shards, report.problems) == (40, 40, [])
-    assert len(seen) == 40
-    path = "runs/run=r/samples/task=t/shard-00003.parquet"
+    assert (report.num_files, report.num_shards, report.problems) == (60, 20, [])
+    assert len(seen) == 60
+    path = "runs/run=run-1/samples/task=t/shard-00003.parquet"
     table = store.files.get_table(path)
-    changed = table.set_column(2, "sample", pa.array([9, 1, 2], pa.int32()))
+    changed = table.set_column(2, "sample", pa.array([9], pa.int32()))
     store.files.put_table(path, "samples", changed)
     problems = verify_store(open_store(store_root)).problems
-    assert len(problems) == 1
-    assert problems[0].startswith(f"{path}: the content was altered")
+    assert len(problems) == 2
+    assert problems[1].startswith(f"{path}: the content was altered")
     store.files.put(path, b"short")
-    assert "the file has 5 bytes where" in verify_store(open_store(store_root)).problems[0]
+    assert "the file has 5 bytes where" in verify_store(open_store(store_root)).problems[1]
+
+
+def test_the_record_of_a_run_may_be_larger_than_duckdb_reads_by_default(tmp_path: Path) -> None:
+    store = create_store(tmp_path)
+    shards = [{"task": "t", "shard": shard, "note": "n" * 400} for shard in range(50_000)]
+    record = {"run": "r", "created": "2026-01-02 03:04:05", "reference": "t", "shards": shards,
+              "model": {"source": "m", "num_neurons": 7}}  # fmt: skip
+    store.files.put_json("runs/run=r/run.json", record)
+    assert store.files.size("runs/run=r/run.json") > 16 << 20
+    assert store.sql(
+        "select run, created::varchar, num_neurons, num_shards from runs"
+    ).fetchall() == [("r", "2026-01-02 03:04:05", 7, 50_000)]
 
 
 def test_a_place_without_a_store_is_refused(store_root: str) -> None:
@@ -192,7 +222,7 @@ def test_the_sql_for_other_clients_names_the_url_and_what_a_client_needs(store_r
     commit_shard(store_root)
     store = open_store(store_root)
     script = store.views_sql()
-    assert f"read_json('{store.files.root}/runs/*/commits/*/*.json'" in script
+    assert f"read_text('{store.files.root}/runs/*/commits/*/*.json')" in script
     assert ("create secret (type s3" in script) == ("://" in store_root)
 
 
@@ -284,7 +314,7 @@ def test_a_lost_connection_ends_with_a_clear_stop(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # Nothing listens there.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     lost = StoreFiles(f"s3://{s3_bucket}/store")
-    monkeypatch.setattr(type(lost.filesystem), "retries", 1)
+    monkeypatch.setattr(type(lost._backend.filesystem), "retries", 1)
     monkeypatch.setattr(objects, "RETRY_DELAYS", (0.01, 0.01))
     pattern = r"the connection to the store s3://.* failed 3 times at 'x'.*AWS_ENDPOINT_URL"
     with pytest.raises(StoreError, match=pattern):

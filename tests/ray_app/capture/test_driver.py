@@ -19,7 +19,7 @@ from ray_app.capture.stage import build_stage
 from ray_app.capture.workers import BatchDone, LocalWorkers, ShardDone
 from ray_app.progress import LineProgress, NoProgress
 from ray_app.run import Run
-from storage import verify_store
+from storage import layout, verify_store
 
 
 class ShuffledWorkers(LocalWorkers):
@@ -79,7 +79,7 @@ def assert_same_answers(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     batch_tokens=st.sampled_from([1, 24, 60, 100, 1000]),
@@ -109,7 +109,7 @@ def test_any_batching_sharding_and_order_gives_the_answers_of_one_sample_at_a_ti
 
 def files_of(run: Run) -> dict[str, bytes]:
     """Content of every file of a run, by path."""
-    folder = run.store.files.root / "runs" / f"run={run.id}"
+    folder = run.store.files.local(layout.run_folder(run.id))
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

@@ -65,8 +65,8 @@ def contents_of(run: Run) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("family", "quantization"),
     [
-        *((family, "none") for family in ("llama", "mistral", "gpt2", "gemma2", "gemma3", "opt")),
-        *((family, "int8") for family in ("mistral", "gpt2", "gemma3")),
+        *((family, "none") for family in ("llama", "gpt2", "gemma3", "opt")),
+        ("mistral", "int8"),
         ("llama", "int4"),
     ],
 )
@@ -78,7 +78,7 @@ def test_stages_and_replicas_commit_what_one_stage_commits(
     driver.capture(whole, LocalWorkers(build_stage(whole.stage_spec())), NoProgress())
     tokens = {path: data for path, data in contents_of(whole).items() if "/tokens/" in path}
     expected = tables_of(whole.store)
-    for num_stages, replicas in ((2, 1), (3, 2), (5, 1)):
+    for num_stages, replicas in ((2, 2), (5, 1)):
         run = begin(f"cut-{num_stages}", family=family, quantization=quantization)
         pipelines = pipelines_of(run, CUTS[num_stages], replicas, inline_pipeline)
         workers = Scheduler(pipelines, inline_calls, max_deaths=0)

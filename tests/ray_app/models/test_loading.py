@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from ray_app.models import loading
 from ray_app.models.loading import ModelError, load_config, load_model, load_tokenizer, locate_model
 from ray_app.study import ModelSettings
 
@@ -29,16 +30,28 @@ def test_a_path_that_is_not_there_is_refused_without_asking_the_hub(source: str)
         locate_model(ModelSettings(source=source))
 
 
-def test_a_hub_that_is_not_reachable_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise OSError("We couldn't connect to the hub")
+NOT_REACHED = (
+    r"model\.source 'some/model' is no folder or file here and not in the local cache, and the hub "
+    r"cannot be asked for it \(it does not answer\): check the id and the network"
+)
+REFUSED = (
+    r"the configuration of model\.source 'some/model' cannot be loaded.*: 401 Client Error; check "
+    "the id, the network and access rights"
+)
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
-    with pytest.raises(
-        ModelError,
-        match=r"the configuration of model\.source 'some/model' cannot be loaded.*: We couldn't "
-        "connect to the hub; check the id, the network and access rights",
-    ):
+
+@pytest.mark.parametrize(
+    ("unreachable", "message"), [("it does not answer", NOT_REACHED), (None, REFUSED)]
+)
+def test_a_hub_that_does_not_answer_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, unreachable: str | None, message: str
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(loading, "why_unreachable", lambda: unreachable)
+    with pytest.raises(ModelError, match=message):
         locate_model(ModelSettings(source="some/model"))
 
 
@@ -48,7 +61,10 @@ def test_truncated_weights_are_refused(folder: Path, share: float) -> None:
     content = weights.read_bytes()
     weights.write_bytes(content[: int(share * len(content))])
     settings = ModelSettings(source=str(folder))
-    with pytest.raises(ModelError, match=r"the weights of model\.source '.*' cannot be loaded: "):
+    with pytest.raises(
+        ModelError,
+        match=r"the weights of model\.source '.*' cannot be loaded: .+; its files may be",
+    ):
         load_model(settings, locate_model(settings))
 
 

@@ -196,8 +196,7 @@ def test_passthrough_hands_hidden_states_on_and_makes_zeros_of_ids() -> None:
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize(("family", "quantization"), [("llama", "none"), ("mistral", "int8")])
 def test_stages_of_real_weights_give_the_logits_of_the_whole_model(
     tmp_path: Path, family: str, quantization: str
 ) -> None:
@@ -211,6 +210,5 @@ def test_stages_of_real_weights_give_the_logits_of_the_whole_model(
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     settings = settings_of(tmp_path, quantization=quantization)
     (whole,), _ = run(stages_of(settings, (0, 30)))
-    for cut in ((0, 19, 30), (0, 7, 14, 22, 30)):
-        passed, _ = run(stages_of(settings, cut))
-        assert torch.equal(passed[-1], whole), f"cut at {cut}"
+    passed, _ = run(stages_of(settings, (0, 7, 19, 30)))
+    assert torch.equal(passed[-1], whole)

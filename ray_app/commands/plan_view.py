@@ -1,0 +1,80 @@
+"""A plan as lines of text that fit a terminal: every count is whole, samples are cut."""
+
+from collections.abc import Iterator
+
+from rich.cells import cell_len, set_cell_size
+
+from ray_app.plan import Costs, Plan, gib
+
+__all__ = ["plan_lines"]
+
+_COUNTS = ("documents", "empty", "samples", "tokens", "shards")
+_GAP = 2
+
+
+def plan_lines(made: Plan, costs: Costs, width: int) -> Iterator[str]:
+    """What a plan reads, writes and costs.
+
+    Args:
+        made: the plan.
+        costs: what it takes.
+        width: columns of the terminal; what the tasks' table and samples keep to.
+    """
+    yield f"plan of {made.study.name}"
+    yield ""
+    yield from _table(made, width)
+    yield ""
+    yield from _samples(made, width)
+    yield ""
+    model = made.model
+    yield (
+        f"model   {model.architecture}, {model.num_layers} layers, "
+        f"{model.num_parameters:,} parameters, {model.num_neurons:,} neurons captured"
+    )
+    free = "no bound there" if costs.free_disk is None else f"{gib(costs.free_disk)} are free"
+    yield f"store   {costs.num_files:,} files, about {gib(costs.num_bytes)}; {free}"
+    yield (
+        f"memory  {costs.replicas} replica(s) of {len(costs.stage_bytes)} stage(s) of at most "
+        f"{gib(costs.actor_bytes)}; {gib(costs.available_memory)} are available"
+    )
+
+
+def _table(made: Plan, width: int) -> Iterator[str]:
+    rows = [
+        (draw.num_documents, draw.num_empty, draw.num_samples, draw.num_tokens, draw.num_shards)
+        for draw in made.tasks.values()
+    ]
+    total = tuple(map(sum, zip(*rows, strict=True)))
+    cells = [_COUNTS, *([f"{count:,}" for count in row] for row in (*rows, total))]
+    widths = [max(map(len, column)) + _GAP for column in zip(*cells, strict=True)]
+    names = ["task", *made.tasks, "all"]
+    name_width = min(max(map(len, names)), max(width - sum(widths), 4))
+    for name, row in zip(names, cells, strict=True):
+        counts = "".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True))
+        yield _cut(name, name_width).ljust(name_width) + counts
+    for name, draw in made.tasks.items():
+        wanted = made.study.tokens_of(name)
+        if draw.num_counted < wanted:
+            yield (
+                f"note: the documents of {name} end at {draw.num_counted:,} of the {wanted:,} "
+                "counted tokens asked for"
+            )
+
+
+def _samples(made: Plan, width: int) -> Iterator[str]:
+    yield "first samples"
+    for name, draw in made.tasks.items():
+        yield _cut(f"{name}:", width)
+        for source, text in draw.examples:
+            # The end of a path tells more than its beginning.
+            place = source if len(source) <= width // 3 else "…" + source[1 - width // 3 :]
+            yield _cut(f"  {place} | {_printable(text)}", width)
+
+
+def _printable(text: str) -> str:
+    """Text on one line, without characters that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

@@ -1,0 +1,466 @@
+"""Drift against NumPy and SciPy on runs made by hand, and every way in which runs do not fit."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import hypergeom, spearmanr
+
+from analysis import AnalysisError, AnalysisSettings, compare_runs
+from analysis.drift import drift_by_layer, drift_by_task, drift_query
+from storage import Store, StoreError, create_store, layout, verify_store
+
+EPS = {"mlp": 1e-3, "attn": 1e-4}
+WIDTHS = {("attn", 0): 8, ("attn", 1): 8, ("mlp", 0): 20, ("mlp", 1): 20}
+TASKS = ("code", "mixed", "prose")
+
+Importances = dict[tuple[str, str, int], np.ndarray]
+"""(task, site, layer) -> importance (abs) of each neuron."""
+
+
+def importances(
+    seed: int, widths: dict[tuple[str, int], int] = WIDTHS, tasks: Sequence[str] = TASKS
+) -> Importances:
+    """Importances with many ties and some neurons that are never active."""
+    random = np.random.default_rng(seed)
+    return {
+        (task, *place): random.integers(0, 12, width) / 4
+        for task in tasks
+        for place, width in widths.items()
+    }
+
+
+def write_run(
+    store: Store,
+    run: str,
+    values: Importances,
+    *,
+    reference: str | None = "mixed",
+    losses: Sequence[float] = (1.0, 2.0, 4.0),
+    first_token: int = 7,
+    commit: bool = True,
+) -> None:
+    """One run of one shard of one sample for each task: activations of constant value."""
+    tasks = sorted({task for task, *_ in values})
+    for task in tasks:
+        files = [
+            store.files.put_table(
+                layout.samples_path(run, task, 0), "samples", samples(first_token, len(losses))
+            ),
+            store.files.put_table(layout.tokens_path(run, task, 0), "tokens", tokens(losses)),
+            store.files.put_table(layout.stats_path(run, task, 0, 0), "stats", stats(task, values)),
+        ]
+        if commit or task != tasks[-1]:
+            counts = {"num_samples": 1, "num_tokens": 5, "num_counted": 3}
+            store.commit(run=run, task=task, shard=0, counts=counts, files=files)
+    sites = {(site, layer): len(z) for (_, site, layer), z in values.items()}
+    store.files.put_json(
+        layout.run_path(run),
+        {
+            "run": run, "study": "by hand", "created": "2026-01-31 12:00:00",
+            "reference": reference,
+            "model": {
+                "source": "tiny", "init": "pretrained", "dtype": "float32", "architecture": "Tiny",
+                "num_layers": 1 + max(layer for _, layer in sites),
+                "num_neurons": sum(sites.values()),
+            },
+            "sites": [{"site": s, "layer": n, "width": width} for (s, n), width in sites.items()],
+            "tasks": [{"task": task, "source": "none", "num_shards": 1} for task in tasks],
+            "shards": [{"task": task, "shard": 0} for task in tasks],
+        },
+    )  # fmt: skip
+
+
+def samples(first_token: int, counted: int) -> pa.Table:
+    size = counted + 2
+    row = {
+        "shard": 0, "batch": 0, "sample": 0, "source": "none", "label": None, "text": "t",
+        "token_ids": [first_token, *range(size - 1)], "tokens": ["t"] * size,
+        "is_special": [True] + [False] * (size - 1),
+        "counted": [False, *[True] * counted, False],
+        "num_tokens": size, "num_counted": counted,
+    }  # fmt: skip
+    return pa.Table.from_pylist([row])
+
+
+def tokens(losses: Sequence[float]) -> pa.Table:
+    """A special token, the counted ones, and one that is predicted but does not count."""
+    given = [None, *losses, 99.0]
+    rows = [
+        {
+            "shard": 0, "sample": 0, "position": position, "token_id": 0, "token": "t",
+            "is_special": position == 0, "counted": 0 < position <= len(losses),
+            "loss": loss, "top1": None if loss is None else loss < 1.5,
+            "top10": None if loss is None else True,
+        }
+        for position, loss in enumerate(given)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+def stats(task: str, values: Importances) -> pa.Table:
+    parts = []
+    for (of_task, site, layer), z in sorted(values.items()):
+        if of_task != task:
+            continue
+        n, size = 3, len(z)
+        columns: dict[str, Any] = dict.fromkeys(["m2", "neg_sum"], np.zeros(size))
+        columns |= {
+            "shard": [0] * size, "site": [site] * size, "layer": [layer] * size,
+            "neuron": np.arange(size), "head": pa.nulls(size, pa.int16()),
+            "n": np.full(size, n), "mean": z, "abs_sum": n * z, "pos_sum": n * z,
+            "sqrt_sum": n * np.sqrt(z), "pos_count": n * (z > 0), "nonzero_count": n * (z > 0),
+            "min": z, "max": z,
+        }  # fmt: skip
+        parts.append(pa.table(columns))
+    table = pa.concat_tables(parts)
+    return table.select(["shard", "site", "layer", "neuron", "head", "n", "mean", "m2",
+                         "abs_sum", "sqrt_sum", "pos_sum", "neg_sum", "pos_count",
+                         "nonzero_count", "min", "max"])  # fmt: skip
+
+
+def settings(**changes: Any) -> AnalysisSettings:
+    return AnalysisSettings.model_validate({"fractions": [0.15, 0.3]} | changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two unlike runs, run-a and run-b."""
+    made = create_store(tmp_path / "store")
+    write_run(made, "run-a", importances(1))
+    write_run(made, "run-b", importances(2), losses=(1.0, 1.25, 3.0))
+    return made
+
+
+def rows_of(store: Store, analysis: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = store.table(drift_query(analysis)).to_pylist()
+    return rows
+
+
+def selected(values: Importances, task: str, site: str, fraction: float, within: str) -> set[Any]:
+    """(layer, neuron) of the top fraction by score; ties to the lower layer, then neuron."""
+    layers = sorted({layer for _, s, layer in values if s == site})
+    scores = [
+        (-z / (values["mixed", site, layer][neuron] + EPS[site]), layer, neuron)
+        for layer in layers
+        for neuron, z in enumerate(values[task, site, layer])
+    ]
+    strata = [[s for s in scores if s[1] == n] for n in layers] if within == "layer" else [scores]
+    chosen = set()
+    for stratum in strata:
+        quota = int(fraction * len(stratum) + 1e-9)
+        chosen |= {(layer, neuron) for _, layer, neuron in sorted(stratum)[:quota]}
+    return chosen
+
+
+@pytest.mark.parametrize("within", ["model", "layer"])
+def test_every_row_is_what_numpy_and_scipy_say(store: Store, within: str) -> None:
+    a, b = importances(1), importances(2)
+    made = compare_runs(store, "run-a", "run-b", settings(within=within)).analysis
+    rows = rows_of(store, made.id)
+    assert len(rows) == 3 * 2 * 2 * 3  # tasks, sites, fractions; two layers and the whole model
+    for row in rows:
+        task, site, layer = row["task"], row["site"], row["layer"]
+        layers = [0, 1] if layer is None else [layer]
+        x, y = (np.concatenate([v[task, site, n] for n in layers]) for v in (a, b))
+        larger = np.maximum(x, y)
+        errors = np.divide(np.abs(x - y), larger, out=np.zeros_like(x), where=larger > 0)
+        assert row["population"] == len(x)
+        assert row["correlation"] == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+        assert row["error_median"] == pytest.approx(np.quantile(errors, 0.5), abs=1e-12)
+        assert row["error_p90"] == pytest.approx(np.quantile(errors, 0.9), abs=1e-12)
+        if task != "mixed":
+            check_overlap(row, a, b, layers, within)
+    assert {row["within"] for row in rows} == {within}
+    assert {(row["run_a"], row["run_b"]) for row in rows} == {("run-a", "run-b")}
+
+
+def check_overlap(
+    row: dict[str, Any], a: Importances, b: Importances, layers: list[int], within: str
+) -> None:
+    chosen = [selected(v, row["task"], row["site"], row["fraction"], within) for v in (a, b)]
+    in_a, in_b = ({key for key in side if key[0] in layers} for side in chosen)
+    shared, union, size = len(in_a & in_b), len(in_a | in_b), row["population"]
+    expected = len(in_a) * len(in_b) / size
+    assert (row["size_a"], row["size_b"], row["shared"]) == (len(in_a), len(in_b), shared)
+    assert row["share_of_a"] == (shared / len(in_a) if in_a else None)
+    assert row["jaccard"] == (shared / union if union else None)
+    assert row["expected"] == pytest.approx(expected)
+    assert row["lift"] == (pytest.approx(shared / expected) if expected else None)
+    tail = hypergeom.sf(shared - 1, size, len(in_a), len(in_b))
+    assert row["p_value"] == pytest.approx(tail)
+
+
+def test_losses_and_accuracies_are_of_counted_predicted_tokens(store: Store) -> None:
+    made = compare_runs(store, "run-a", "run-b", settings()).analysis
+    for row in rows_of(store, made.id):
+        assert row["loss_a"] == pytest.approx(7 / 3)
+        assert row["loss_b"] == pytest.approx(5.25 / 3)
+        assert row["loss_difference"] == pytest.approx(-1.75 / 3)
+        assert row["top1_a"] == pytest.approx(1 / 3)
+        assert row["top1_b"] == pytest.approx(2 / 3)
+        assert row["top1_difference"] == pytest.approx(1 / 3)
+
+
+def test_the_reference_has_importances_but_no_selections(store: Store) -> None:
+    made = compare_runs(store, "run-a", "run-b", settings()).analysis
+    selections = ["size_a", "size_b", "shared", "share_of_a", "jaccard", "expected", "lift",
+                  "p_value"]  # fmt: skip
+    for row in rows_of(store, made.id):
+        is_reference = row["task"] == "mixed"
+        assert row["correlation"] is not None
+        assert (row["size_a"] is None) is is_reference
+        if is_reference:
+            assert [row[name] for name in selections] == [None] * len(selections)
+
+
+def test_runs_with_the_same_values_do_not_drift(store: Store) -> None:
+    write_run(store, "run-a-again", importances(1))
+    made = compare_runs(store, "run-a", "run-a-again", settings()).analysis
+    for row in rows_of(store, made.id):
+        assert row["correlation"] == 1.0
+        assert (row["error_median"], row["error_p90"]) == (0.0, 0.0)
+        assert (row["loss_difference"], row["top1_difference"]) == (0.0, 0.0)
+        if row["size_a"]:
+            assert (row["share_of_a"], row["jaccard"]) == (1.0, 1.0)
+            assert row["shared"] == row["size_a"] == row["size_b"]
+            assert row["lift"] == pytest.approx(row["population"] / row["size_a"])
+
+
+def test_opposite_orders_correlate_by_minus_one(store: Store) -> None:
+    rising = {key: np.arange(1.0, len(z) + 1) for key, z in importances(1).items()}
+    falling = {key: z[::-1].copy() for key, z in rising.items()}
+    write_run(store, "rising", rising)
+    write_run(store, "falling", falling)
+    made = compare_runs(store, "rising", "falling", settings()).analysis
+    rows = [row for row in rows_of(store, made.id) if row["layer"] is not None]
+    assert {row["correlation"] for row in rows} == {-1.0}
+    assert {row["error_median"] for row in rows if row["site"] == "attn"} == {
+        np.quantile(np.abs(falling["code", "attn", 0] - rising["code", "attn", 0])
+                    / np.maximum(falling["code", "attn", 0], rising["code", "attn", 0]), 0.5)
+    }  # fmt: skip
+
+
+def test_scaling_all_importances_changes_the_error_alone(store: Store) -> None:
+    doubled = {key: 2 * z + 2 for key, z in importances(1).items()}
+    shifted = {key: z + 1 for key, z in importances(1).items()}
+    write_run(store, "doubled", doubled)
+    write_run(store, "shifted", shifted)
+    made = compare_runs(store, "shifted", "doubled", settings()).analysis
+    rows = rows_of(store, made.id)
+    assert {row["correlation"] for row in rows} == {1.0}
+    assert {(row["error_median"], row["error_p90"]) for row in rows} == {(0.5, 0.5)}
+
+
+def test_neurons_that_are_all_tied_have_no_correlation(store: Store) -> None:
+    write_run(store, "flat", {key: np.ones_like(z) for key, z in importances(1).items()})
+    made = compare_runs(store, "run-a", "flat", settings()).analysis
+    assert {row["correlation"] for row in rows_of(store, made.id)} == {None}
+    assert {row["correlation"] for row in drift_by_task(store, made.id, "abs")} == {None}
+
+
+def test_swapping_the_runs_mirrors_the_drift(store: Store) -> None:
+    forth = rows_of(store, compare_runs(store, "run-a", "run-b", settings()).analysis.id)
+    back = rows_of(store, compare_runs(store, "run-b", "run-a", settings()).analysis.id)
+    for row, mirrored in zip(forth, back, strict=True):
+        for name in ("correlation", "error_median", "error_p90", "shared", "jaccard", "p_value"):
+            assert row[name] == pytest.approx(mirrored[name], abs=1e-12), name
+        assert row["size_a"] == mirrored["size_b"]
+        assert row["loss_difference"] == -mirrored["loss_difference"]
+
+
+def test_other_tokens_are_noticed(store: Store) -> None:
+    write_run(store, "other-text", importances(1), first_token=8)
+    same = compare_runs(store, "run-a", "run-b", settings()).analysis
+    other = compare_runs(store, "run-a", "other-text", settings()).analysis
+    assert {row["same_inputs"] for row in rows_of(store, same.id)} == {True}
+    assert {row["same_inputs"] for row in rows_of(store, other.id)} == {False}
+
+
+def test_the_same_question_is_answered_once_and_the_record_names_both_runs(store: Store) -> None:
+    made = compare_runs(store, "run-a", "run-b", settings()).analysis
+    path = f"analyses/analysis={made.id}/drift.parquet"
+    again = compare_runs(store, "run-a", "run-b", settings()).analysis
+    other = compare_runs(store, "run-a", "run-b", settings(metrics=["rms"])).analysis
+    assert made.is_new
+    assert not again.is_new
+    assert (again.id, again.files) == (made.id, made.files)
+    assert other.id != made.id
+    record = store.files.get_json(layout.analysis_manifest_path(made.id))
+    shards = [[task, 0] for task in TASKS]
+    assert record["run"] == "run-a"
+    assert record["parameters"]["run_b"] == "run-b"
+    assert record["lineage"] == {
+        name: {"run": run, "num_shards": 3, "shards": shards}
+        for name, run in (("run_a", "run-a"), ("run_b", "run-b"))
+    }
+    assert [file["path"] for file in record["files"]] == [path]
+    assert verify_store(store).problems == []
+
+
+def test_computing_a_drift_again_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    again = create_store(tmp_path / "again")
+    write_run(again, "run-a", importances(1))
+    write_run(again, "run-b", importances(2), losses=(1.0, 1.25, 3.0))
+    first, second = (compare_runs(s, "run-a", "run-b", settings()).analysis for s in (store, again))
+    assert first == second
+
+
+def test_runs_of_two_stores_drift_as_in_one(store: Store, tmp_path: Path) -> None:
+    other = create_store(tmp_path / "other")
+    write_run(other, "run-b", importances(2), losses=(1.0, 1.25, 3.0))
+    write_run(other, "run-a", importances(2), losses=(1.0, 1.25, 3.0))
+    within_one = rows_of(store, compare_runs(store, "run-a", "run-b", settings()).analysis.id)
+    for run in ("run-b", "run-a"):  # A run of the same id in another store is another capture.
+        made = compare_runs(store, "run-a", run, settings(), store_b=other).analysis
+        record = store.files.get_json(layout.analysis_manifest_path(made.id))
+        assert record["lineage"]["store_b"] == other.files.root
+        ids = {"analysis": None, "run_b": None}
+        assert [r | ids for r in rows_of(store, made.id)] == [r | ids for r in within_one]
+    assert not other.files.exists("analyses")
+
+
+def test_what_only_one_run_has_is_left_out_and_named(store: Store) -> None:
+    fewer = {key: z for key, z in importances(2).items() if key[0] != "prose" and key[1] == "mlp"}
+    write_run(store, "fewer", fewer)
+    made = compare_runs(store, "run-a", "fewer", settings())
+    assert made.left_out == ("task 'prose' (only in run-a)", "site 'attn' (only in run-a)")
+    rows = rows_of(store, made.analysis.id)
+    assert {(row["task"], row["site"]) for row in rows} == {("code", "mlp"), ("mixed", "mlp")}
+
+
+def test_summaries_put_fractions_side_by_side_and_the_least_alike_layers_first(
+    store: Store,
+) -> None:
+    values = importances(1)
+    mended = {key: z if key[2] == 0 else importances(2)[key] for key, z in values.items()}
+    write_run(store, "half", mended)
+    made = compare_runs(store, "run-a", "half", settings(metrics=["freq", "abs"])).analysis
+    by_task = drift_by_task(store, made.id, "abs")
+    assert [(row["task"], row["site"]) for row in by_task] == [
+        (task, site) for task in TASKS for site in ("mlp", "attn")
+    ]
+    assert {tuple(row["fractions"]) for row in by_task} == {(0.15, 0.3)}
+    rows = {(r["task"], r["site"], r["fraction"]): r for r in rows_of(store, made.id)
+            if r["layer"] is None and r["metric"] == "abs"}  # fmt: skip
+    for row in by_task:
+        same = [rows[row["task"], row["site"], fraction] for fraction in (0.15, 0.3)]
+        assert row["shares"] == [r["share_of_a"] for r in same]
+        assert row["correlation"] == same[0]["correlation"]
+    by_layer = drift_by_layer(store, made.id, "abs", 2)
+    assert [(row["site"], row["layer"]) for row in by_layer] == [
+        ("mlp", 1), ("mlp", 0), ("attn", 1), ("attn", 0),
+    ]  # fmt: skip
+    assert [row["correlation"] for row in by_layer][1::2] == [1.0, 1.0]
+    assert len(drift_by_layer(store, made.id, "abs", 1)) == 2
+
+
+Change = Callable[[Store], None]
+
+
+def run_of(*, widths: dict[tuple[str, int], int] = WIDTHS, **changes: Any) -> Change:
+    tasks = changes.pop("tasks", TASKS)
+    return lambda store: write_run(
+        store, "odd", importances(3, widths=widths, tasks=tasks), **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            run_of(tasks=("mixed", "music")),
+            (
+                "the runs must have a task in common besides the reference 'mixed', found code, "
+                "prose in run-a and music in odd: compare runs over the same tasks."
+            ),
+        ),
+        (
+            run_of(reference="prose"),
+            (
+                "both runs must score against the same reference task, found 'mixed' in run-a and "
+                "'prose' in odd: compare runs of studies with the same reference."
+            ),
+        ),
+        (
+            run_of(reference=None),
+            (
+                "both runs must score against the same reference task, found 'mixed' in run-a and "
+                "none in odd: compare runs of studies with the same reference."
+            ),
+        ),
+        (
+            run_of(widths=WIDTHS | {("attn", 2): 8, ("mlp", 2): 20}),
+            (
+                "both runs must have the same neurons, at site 'attn' found 2 layers in run-a "
+                "and 3 in odd: compare runs of models of one shape, captured at the same layers."
+            ),
+        ),
+        (
+            run_of(widths={("mlp", 0): 20, ("mlp", 2): 20}),
+            (
+                "both runs must have the same neurons, at site 'mlp' found layer 1 only in run-a: "
+                "compare runs of models of one shape, captured at the same layers."
+            ),
+        ),
+        (
+            run_of(widths=WIDTHS | {("mlp", 1): 2000}),
+            (
+                "both runs must have the same neurons, at site 'mlp' found 20 neurons of layer 1 "
+                "in run-a and 2,000 in odd: compare runs of models of one shape, captured at the "
+                "same layers."
+            ),
+        ),
+        (
+            run_of(widths={("patch", 0): 20}),
+            (
+                "the sites to compare must be captured by both runs, found attn, mlp in run-a and "
+                "patch in odd: choose sites that both have."
+            ),
+        ),
+        (
+            run_of(commit=False),
+            (
+                "the capture of run 'odd' is not complete (2 of 3 shards are committed): finish it "
+                "with `actlake capture` first."
+            ),
+        ),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(
+    store: Store, write: Change, message: str
+) -> None:
+    write(store)
+    with pytest.raises(AnalysisError) as caught:
+        compare_runs(store, "run-a", "odd", settings())
+    assert str(caught.value) == message
+    assert not store.files.exists("analyses")
+
+
+def test_a_run_is_not_compared_with_itself(store: Store) -> None:
+    with pytest.raises(AnalysisError) as caught:
+        compare_runs(store, "run-a", "run-a", settings(), store_b=create_store(store.files.root))
+    assert str(caught.value) == (
+        "the two runs must differ, found 'run-a' twice: name another run to compare with."
+    )
+
+
+def test_a_site_that_one_run_lacks_cannot_be_asked_for(store: Store) -> None:
+    write_run(store, "mlp-only", {k: z for k, z in importances(3).items() if k[1] == "mlp"})
+    with pytest.raises(AnalysisError, match="found attn, mlp in run-a and mlp in mlp-only: choose"):
+        compare_runs(store, "run-a", "mlp-only", settings(sites=["attn"]))
+
+
+def test_a_run_that_is_not_there_is_named(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"no run 'run-c' in .*: the runs there are: run-a, run-b"):
+        compare_runs(store, "run-a", "run-c", settings())
+
+
+def test_a_fraction_too_small_for_one_neuron_is_refused(store: Store) -> None:
+    with pytest.raises(
+        AnalysisError, match=r"^fraction 0\.01 selects no neuron: 16 neurons of site"
+    ):
+        compare_runs(store, "run-a", "run-b", settings(fractions=[0.01]))
