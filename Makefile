@@ -28,7 +28,7 @@ bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an id
 	$(RUN)/python benchmarks/overlap_scale.py
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
-	$(RUN)/python benchmarks/chaos.py --kills 36 --seed 7
+	$(RUN)/python tests/integration/chaos.py --kills 36 --seed 7
 
 scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py
