@@ -191,6 +191,14 @@ class Chaos:
         log = self._folder / "driver.log"
         command = Command(self._study, store, self._cluster.address, log)
         self._start_driver(command)
+        try:
+            self._kill_while_it_runs(command, store, victims)
+        finally:
+            command.kill()
+        self._report.captures += 1
+        return store
+
+    def _kill_while_it_runs(self, command: Command, store: Path, victims: list[str]) -> None:
         records: dict[str, tuple[int, int]] = {}
         while victims:
             stops = len(self._report.stopped)
@@ -201,8 +209,6 @@ class Chaos:
             self._compare_records(records, commit_records(store))
         self._wait(command, store, lambda: False, len(self._report.stopped))
         self._compare_records(records, commit_records(store))
-        self._report.captures += 1
-        return store
 
     def _draw_moment(self, records: dict[str, Any]) -> Callable[[], bool]:
         """A function that says whether it is time for the next kill."""
@@ -290,9 +296,11 @@ def write(text: str) -> None:
 
 def commit_records(store: Path) -> dict[str, tuple[int, int]]:
     """(inode, time of writing) of each commit record."""
-    stats = {path.name + path.parent.name: path.stat() for path in store.glob("runs/*/commits/*/*")}
-    visible = {name: stat for name, stat in stats.items() if not name.startswith(".")}
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in visible.items()}
+    found = {}
+    for path in store.glob("runs/*/commits/*/shard-*.json"):
+        stat = path.stat()
+        found[f"{path.parent.name}/{path.name}"] = stat.st_ino, stat.st_mtime_ns
+    return found
 
 
 def digests(store: Path) -> dict[str, str]:

@@ -89,4 +89,6 @@ def test_a_shard_is_its_own_record(shard: int) -> None:
     )  # fmt: skip
     assert PlannedShard.from_dict(planned.to_dict()) == planned
     assert planned.key == ("code", shard)
-    assert planned.counts == {"num_samples": 1, "num_tokens": 2, "num_counted": 1}
+    assert planned.counts == {
+        "num_samples": 1, "num_tokens": 2, "num_counted": 1, "num_quarantined": 0,
+    }  # fmt: skip
