@@ -9,6 +9,7 @@ what chance would share (hypergeometric distribution).
 
 import glob
 from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _parameters(
             f"the run {record['run']!r} has no task besides its reference: nothing can be compared."
         )
     captured = sorted({site["site"] for site in record["sites"]})
-    sites = sorted(settings.sites or captured)
+    sites = sorted(set(settings.sites or captured))
     if missing := [site for site in sites if site not in captured]:
         raise AnalysisError(
             f"sites must be among those that the run captured ({', '.join(captured)}), "
@@ -181,10 +182,11 @@ def rank(steps: Steps, fractions: Sequence[float], within: Within) -> None:
     empty = steps.first("empty_quota")
     if empty is not None:
         layer = "" if empty["stratum"] is None else f" of layer {empty['stratum']}"
+        smallest = Context(prec=2, rounding=ROUND_CEILING).divide(1, empty["population"])
         raise AnalysisError(
             f"fraction {empty['fraction']:g} selects no neuron: {empty['population']:,} neurons of "
             f"site {empty['site']!r}{layer} can be chosen from; the smallest fraction is "
-            f"{1 / empty['population']:.2g}."
+            f"{smallest}."
         )
     steps.run("ranks", {"within": within, "rest": 1 - max(fractions)})
 

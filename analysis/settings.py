@@ -1,6 +1,6 @@
 """What can be asked of an analysis, validated; study files hold the same fields."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -29,7 +29,8 @@ class AnalysisSettings(BaseModel):
         "model", description="Select the top fraction over all layers, or in each layer."
     )
     sites: list[Site] | None = Field(None, description="Sites to analyse; all captured ones.")
-    eps: dict[Site, float] = Field(
+    # Without it, a neuron that is never active would score 0 / 0.
+    eps: dict[Site, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="Added to the reference importance, by site; mlp 0.001 and attn 0.0001, the "
         "papers' values, where not given.",

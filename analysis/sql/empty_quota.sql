@@ -1,8 +1,8 @@
 -- name: empty_quota
--- purpose: The first fraction that selects no neuron.
+-- purpose: The smallest fraction that selects no neuron, where the fewest neurons are.
 -- grain: at most one row
 select site, stratum, fraction, population
 from computed_quotas
 where quota = 0
-order by fraction, site, stratum
+order by fraction, population, site, stratum
 limit 1
