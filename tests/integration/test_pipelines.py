@@ -66,7 +66,7 @@ def test_actors_commit_the_bytes_that_this_process_commits(ray_cluster: None, be
 
 
 def test_actors_set_the_samples_aside_that_this_process_does(
-    cluster: None,
+    ray_cluster: None,
     tmp_path: Path,
     write_study: Callable[..., Path],
     model_folder: Callable[[str], Path],
@@ -103,7 +103,7 @@ def test_actors_set_the_samples_aside_that_this_process_does(
     assert verify_store(there.store).problems == []
 
 
-def test_a_worker_that_dies_while_it_loads_is_replaced(cluster: None, begin: Any) -> None:
+def test_a_worker_that_dies_while_it_loads_is_replaced(ray_cluster: None, begin: Any) -> None:
     run = begin("loading")
     kill = threading.Thread(target=kill_the_first_actor)
     kill.start()
