@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.errors import AnalysisError
 from analysis.summary import AnalysisView
 
 if TYPE_CHECKING:
@@ -15,13 +16,27 @@ __all__ = ["draw_layers", "draw_overlap", "save_figures"]
 
 
 def save_figures(view: AnalysisView, folder: Path) -> list[Path]:
-    """Draw all pictures of an analysis as PNG files; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in {"overlap": draw_overlap, "layers": draw_layers}.items():
-        paths.append(folder / f"{name}.png")
-        draw(view).savefig(paths[-1], dpi=150)
-    return paths
+    """Draw all pictures of an analysis as PNG files; their paths.
+
+    A run of one task besides its reference has no overlap to draw.
+
+    Raises:
+        AnalysisError: if they cannot be written.
+    """
+    drawn = {"layers": draw_layers(view)}
+    if view.overlap():
+        drawn["overlap"] = draw_overlap(view)
+    paths = {name: folder / f"{name}.png" for name in drawn}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            figure.savefig(paths[name], dpi=150)
+    except OSError as error:
+        raise AnalysisError(
+            f"cannot write pictures to {folder}: {error.strerror or error}. Give a folder that can "
+            "be written."
+        ) from error
+    return list(paths.values())
 
 
 def draw_overlap(view: AnalysisView) -> "Figure":

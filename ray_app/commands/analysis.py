@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from pydantic import ValidationError
@@ -90,11 +90,15 @@ def summary(store_path: str, run: str | None, metric: str | None, fraction: floa
     chosen = store.resolve_run(run)
     view = newest_analysis(store, chosen, metric=metric, fraction=fraction)
     console = Console(highlight=False)
-    console.print(_accuracy_table(store, chosen))
-    for site in view.sites:
-        console.print(_overlap_table(view, site))
-    console.print(_top_table(view))
-    console.print(_profile_table(view))
+    has_pairs = bool(view.overlap())
+    overlaps = (_overlap_table(view, site) for site in view.sites if has_pairs)
+    for table in (
+        _accuracy_table(store, chosen), *overlaps, _top_table(view), _profile_table(view)
+    ):  # fmt: skip
+        # As a title of the table it would be broken to the table's width.
+        title, table.title = table.title, None
+        console.print(title, style="bold")
+        console.print(table)
     console.print(
         f"run {chosen}, analysis {view.analysis}\nstore {store.files.root}", soft_wrap=True
     )
@@ -115,7 +119,7 @@ def plot(
 def _accuracy_table(store: Store, run: str) -> Table:
     table = _table("How well the model predicts each task", "task")
     for name in ("tokens", "loss (nats)", "top-1", "top-10"):
-        table.add_column(name, justify="right")
+        _add_column(table, name, justify="right")
     for row in task_accuracy(store, run):
         shares = f"{row['top1']:.1%}", f"{row['top10']:.1%}"
         table.add_row(row["task"], f"{row['tokens']:,}", f"{row['loss']:.3f}", *shares)
@@ -126,12 +130,12 @@ def _overlap_table(view: AnalysisView, site: str) -> Table:
     cells = {(row["task_a"], row["task_b"]): row for row in view.overlap() if row["site"] == site}
     tasks = sorted({task for task, _ in cells})
     table = _table(
-        f"Percent of the top {view.fraction:.1%} {site} neurons that two tasks share "
-        f"({view.metric}, against {view.reference}; chance {view.fraction:.1%})",
+        f"Percent of the top {view.fraction:.1%} {site} neurons shared "
+        f"({view.metric} against {view.reference}; chance {view.fraction:.1%})",
         "",
     )
     for task in tasks:
-        table.add_column(task, justify="right")
+        _add_column(table, task, justify="right")
     for a in tasks:
         values = ("" if a == b else f"{100 * (cells[a, b]['share_of_a'] or 0):.1f}" for b in tasks)
         table.add_row(a, *values)
@@ -139,28 +143,27 @@ def _overlap_table(view: AnalysisView, site: str) -> Table:
 
 
 def _top_table(view: AnalysisView) -> Table:
-    table = _table("The most task-specific neurons: layer.neuron (score)", "task")
-    for site in view.sites:
-        table.add_column(f"site {site}")
-    neurons: dict[str, dict[str, list[str]]] = {}
+    table = _table(
+        "The most task-specific neurons: layer.neuron (score)", "task", "site", "best three"
+    )
+    neurons: dict[tuple[str, str], list[str]] = {}
     for row in view.top_neurons(3):
         text = f"{row['layer']}.{row['neuron']} ({row['score']:.1f})"
-        neurons.setdefault(row["task"], {}).setdefault(row["site"], []).append(text)
-    for task, by_site in neurons.items():
-        table.add_row(task, *(", ".join(by_site.get(site, ())) for site in view.sites))
+        neurons.setdefault((row["task"], row["site"]), []).append(text)
+    for (task, site), of_task in neurons.items():
+        table.add_row(task, site, ", ".join(of_task))
     return table
 
 
 def _profile_table(view: AnalysisView) -> Table:
-    counts: dict[str, dict[str, list[int]]] = {}
+    table = _table(
+        "Layers in which they lie, first to last", "task", "site", "share of the selection"
+    )
+    counts: dict[tuple[str, str], list[int]] = {}
     for row in view.layer_profile():
-        of_task = counts.setdefault(row["task"], {})
-        of_task.setdefault(row["site"], []).append(row["num_selected"])
-    table = _table("Layers in which they lie, first to last", "task")
-    for site in view.sites:
-        table.add_column(f"site {site}")
-    for task, by_site in counts.items():
-        table.add_row(task, *(_bars(by_site[site]) for site in view.sites))
+        counts.setdefault((row["task"], row["site"]), []).append(row["num_selected"])
+    for (task, site), of_task in sorted(counts.items()):
+        table.add_row(task, site, _bars(of_task))
     return table
 
 
@@ -170,7 +173,13 @@ def _bars(counts: list[int]) -> str:
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in counts)
 
 
-def _table(title: str, first_column: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column(first_column)
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for name in columns:
+        _add_column(table, name)
     return table
+
+
+def _add_column(table: Table, name: str, *, justify: Literal["left", "right"] = "left") -> None:
+    # On a narrow terminal a cell goes on in the next line; rich would cut it short.
+    table.add_column(name, justify=justify, overflow="fold")
