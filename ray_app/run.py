@@ -209,6 +209,7 @@ def _record(plan: Plan, run: str, identity: dict[str, Any]) -> dict[str, Any]:
             "source": study.model.source,
             "init": study.model.init,
             "dtype": study.model.dtype,
+            "quantization": study.model.quantization,
             "settings": study.model.model_dump(mode="json"),
             "fingerprint": model.files.fingerprint,
             "architecture": model.architecture,

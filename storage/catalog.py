@@ -94,6 +94,7 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
                 "source": "varchar",
                 "init": "varchar",
                 "dtype": "varchar",
+                "quantization": "varchar",
                 "architecture": "varchar",
                 "num_layers": "integer",
                 "num_neurons": "bigint",

@@ -16,6 +16,7 @@ select
     r.model.source as model,
     r.model.init as init,
     r.model.dtype as dtype,
+    r.model.quantization as quantization,
     r.model.architecture as architecture,
     r.model.num_layers as num_layers,
     r.model.num_neurons as num_neurons,

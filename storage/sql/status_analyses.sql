@@ -1,12 +1,9 @@
 -- name: status_analyses
--- purpose: The finished analyses and their size.
+-- purpose: The finished analyses and what they measured.
 -- grain: one row per analysis
 select
     analysis,
     run,
-    created,
-    array_to_string((parameters -> '$.metrics')::varchar[], ' ') as metrics,
-    num_rows as rows,
-    round(bytes / 1e6, 1) as megabytes
+    array_to_string((parameters -> '$.metrics')::varchar[], ' ') as metrics
 from analyses
-order by analysis
+order by created, analysis

@@ -9,11 +9,9 @@ sizes as (
 
 select
     r.run,
-    regexp_extract(r.model, '[^/]*$') as model,
-    r.init || ' ' || r.dtype as weights,
+    concat_ws(' ', r.init, r.dtype, nullif(r.quantization, 'none')) as weights,
     r.num_committed || ' of ' || r.num_shards as shards,
     r.num_tokens as tokens,
-    r.num_neurons as neurons,
     round(coalesce(s.bytes, 0) / 1e6, 1) as megabytes
 from runs as r
 left join sizes as s on r.run = s.run

@@ -3,9 +3,7 @@
 -- grain: one row per (run, task)
 select
     run,
-    task,
-    is_reference as reference,
-    num_documents as documents,
+    task || if(is_reference, ' (reference)', '') as task,
     num_samples as samples,
     num_tokens as tokens,
     committed_shards || ' of ' || num_shards as shards
