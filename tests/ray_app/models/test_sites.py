@@ -161,6 +161,7 @@ def test_sites_named_by_hand_are_captured_in_an_unknown_structure(
         mixture_study,
         None,
         "model.site_modules={attn: 'model.layers.{layer}.self_attn.o_proj'}",
+        "capture.sites=[attn]",
     )
     found = run.store.sql("select distinct site, layer, n from neuron_stats order by all")
     assert found.fetchall() == [("attn", 0, 160), ("attn", 1, 160)]
