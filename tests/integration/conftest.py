@@ -94,6 +94,11 @@ class Command:
         self._reader.join(_PATIENCE)
         return status
 
+    def left_behind(self) -> list[psutil.Process]:
+        """Its processes that are still alive a while after it ended; Ray's end when they see it."""
+        _, alive = psutil.wait_procs(self.processes(), _PATIENCE)
+        return alive
+
     def sweep(self) -> None:
         """End whatever is left of it."""
         for process in self.processes():
