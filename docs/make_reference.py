@@ -64,8 +64,10 @@ def study_page() -> str:
 def commands_page() -> str:
     """The help of every command."""
     parts = ["# Commands\n"]
+    # As users call them: below the group, of which they inherit the names of the help option.
+    group = cli.make_context("actlake", [], resilient_parsing=True)
     for name, command in sorted(cli.commands.items()):
-        context = click.Context(command, info_name=f"actlake {name}", max_content_width=90)
+        context = click.Context(command, parent=group, info_name=name, max_content_width=90)
         context.terminal_width = 90
         parts += [f"## actlake {name}\n", f"```text\n{command.get_help(context)}\n```\n"]
     return "\n".join(parts).rstrip() + "\n"
