@@ -27,7 +27,7 @@ _VIEW = {"analysis": "a", "metric": "abs", "fraction": 0.1}
 QUESTIONS: dict[str, dict[str, Any]] = {
     "bad_scores": {},
     "empty_quota": {},
-    "few_tasks": {},
+    "too_few_tasks": {},
     "uneven_scores": {},
     "layer_profile": _VIEW,
     "newest_analysis": {"run": "r"},
@@ -37,6 +37,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }
 ON_FILES = {"given_scores"}
 """Read a file and not the store; test_own_scores.py holds them."""
+ON_TWO_RUNS = {name for name in FILES if name.startswith("drift")}
+"""Need the steps of two runs; test_drift.py holds them."""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def steps(tmp_path: Path) -> Iterator[Steps]:
 
 
 def test_every_file_is_covered_here() -> None:
-    assert sorted([*STEPS, *QUESTIONS, *ON_FILES]) == FILES
+    assert sorted([*STEPS, *QUESTIONS, *ON_FILES, *ON_TWO_RUNS]) == FILES
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,6 +75,6 @@ def test_all_steps_and_questions_bind_in_an_empty_store(steps: Steps, tmp_path: 
         text = load_query("analysis", name).text
         if "computed_" in text:
             found = steps.first(name)
-            assert found == ({"num_tasks": 0} if name == "few_tasks" else None)
+            assert found == ({"num_tasks": 0} if name == "too_few_tasks" else None)
         else:
             assert store.table(text, params).num_rows == 0

@@ -48,7 +48,8 @@ def begin(
 
 def contents_of(run: Run) -> dict[str, bytes]:
     files = run.store.files
-    paths = files.list(f"{layout.run_folder(run.id)}/**/*.*")
+    # A killed writer leaves its temporary file, whose hidden name no reader takes for a table.
+    paths = files.list(f"{layout.run_folder(run.id)}/**/[!.]*.*")
     return {path: files.local(path).read_bytes() for path in paths if not path.endswith("run.json")}
 
 
@@ -186,7 +187,7 @@ def test_an_error_of_a_stage_reaches_the_driver_as_it_is_and_keeps_what_is_commi
         ray_workers(run.stage_specs(placement(1).cut), placement(1), max_deaths=0) as workers,
         pytest.raises(
             CaptureError,
-            match=r"neuron 0 of site 'attn', layer 0, is NaN, .* in shard \d of task '\w+': the",
+            match=r"in shard \d of task '\w+' fails, because neuron 0 of site 'attn', layer \d, is",
         ),
     ):
         driver.capture(run, workers, NoProgress())

@@ -11,6 +11,7 @@ root, and a kernel that allows namespaces, a bridge and virtual Ethernet pairs.
 import argparse
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -99,7 +100,7 @@ class Network:
         _run([*inside, "ip", "address", "add", f"{address}/24", "dev", "eth0"])
         _run([*inside, "ip", "link", "set", "eth0", "up"])
         _run([*inside, "ip", "link", "set", "lo", "up"])
-        mounts = "mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/home"
+        mounts = f"{_own_tmp()} && mount -t tmpfs tmpfs /dev/shm && mkdir -p /tmp/home"
         holder = subprocess.Popen(
             [*inside, "unshare", "--mount", "--propagation", "private", "--pid", "--fork",
              "--kill-child", "--mount-proc", "sh", "-c",
@@ -327,6 +328,16 @@ def main() -> None:
         raise SystemExit(f"not run: {reason}.")
     copies = [path.resolve() for path in args.copy]
     capture_on_two_hosts(args.study.resolve(), copies, kill_after=args.kill_after)
+
+
+def _own_tmp() -> str:
+    """Shell commands that give a host an empty /tmp, but for this project and its Python."""
+    commands = ["mount -t tmpfs tmpfs /mnt"]
+    for place in sorted({ROOT, Path(sys.prefix)}):
+        if place.is_relative_to("/tmp"):
+            inside = shlex.quote(f"/mnt/{place.relative_to('/tmp')}")
+            commands.append(f"mkdir -p {inside} && mount --bind {shlex.quote(str(place))} {inside}")
+    return " && ".join([*commands, "mount --rbind /mnt /tmp"])
 
 
 if __name__ == "__main__":
