@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import hypothesis
 import pytest
 import tokenizers
 import torch
@@ -27,6 +28,12 @@ from ray_app.progress import NoProgress
 from ray_app.run import Run, begin_run, find_run
 from ray_app.study import load_study
 from storage import create_store
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 WORDS = {
     "code": "def merge ( left , right ) : return [ * left , * right ] if left else right".split(),
@@ -129,6 +136,28 @@ def model_folder(
         return folder
 
     return make
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a filesystem of a size such as '32k', which fills up as a disk does."""
+    folder = tmp_path / "disk"
+    mounted = False
+
+    def mount(size: str) -> Path:
+        nonlocal mounted
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            reason = done.stderr.strip()
+            pytest.skip(f"mounting a tmpfs needs rights that this user lacks: {reason}")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -305,6 +305,8 @@ def _s3_server(address: str) -> Iterator[str]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _run(command: Sequence[str], *, environment: dict[str, str] | None = None) -> str:

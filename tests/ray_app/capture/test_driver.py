@@ -79,7 +79,9 @@ def assert_same_answers(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     batch_tokens=st.sampled_from([1, 24, 60, 100, 1000]),
