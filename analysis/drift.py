@@ -12,7 +12,7 @@ from typing import Any
 from analysis.errors import AnalysisError
 from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.overlap import rank, score
-from analysis.settings import EPS, AnalysisSettings
+from analysis.settings import AnalysisSettings
 from analysis.steps import Steps
 from storage import Store
 from storage.sqlfiles import load_query, quote
@@ -92,12 +92,7 @@ def compare_runs(
         "run_b": b.run,
         "reference": reference,
         "tasks": tasks,
-        "sites": sites,
-        "metrics": sorted(set(settings.metrics)),
-        "fractions": settings.fractions,
-        "within": settings.within,
-        "eps": EPS | settings.eps,
-        "seed": settings.seed,
+        **settings.parameters(sites),
     }
     lineage: dict[str, Any] = {name: _lineage(side) for name, side in (("run_a", a), ("run_b", b))}
     if a.store is not b.store:

@@ -61,7 +61,7 @@ def keep(
         store.files.put_batches(f"{folder}/{name}.parquet", name, steps.batches(name))
         for name in tables
     )
-    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
     store.files.put_json(
         manifest,
         {"analysis": analysis, **key, "created": created, "files": [f.to_dict() for f in written]},

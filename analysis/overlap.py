@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
 from analysis.keeping import Analysis, committed_lineage, keep
-from analysis.settings import EPS, AnalysisSettings, Within
+from analysis.settings import AnalysisSettings, Within
 from analysis.steps import Steps
 from storage import QueryError, Store, StoreFiles
 from storage.catalog import open_connection
@@ -131,6 +131,11 @@ def _parameters(
     """All that decides the result, with defaults filled in."""
     chosen = reference or record["reference"]
     tasks = [task["task"] for task in record["tasks"]]
+    if chosen is None:
+        raise AnalysisError(
+            f"the study of run {record['run']!r} named no reference: pass --reference with one of "
+            f"{', '.join(tasks)}."
+        )
     if chosen not in tasks:
         raise AnalysisError(
             f"reference must be a task of the run {record['run']!r}, found {chosen!r}: choose "
@@ -147,15 +152,7 @@ def _parameters(
             f"sites must be among those that the run captured ({', '.join(captured)}), "
             f"found {missing[0]!r}."
         )
-    return {
-        "reference": chosen,
-        "sites": sites,
-        "metrics": sorted(set(settings.metrics)),
-        "fractions": settings.fractions,
-        "within": settings.within,
-        "eps": EPS | settings.eps,
-        "seed": settings.seed,
-    }
+    return {"reference": chosen, **settings.parameters(sites)}
 
 
 def score(steps: Steps, run: str, parameters: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What can be asked of an analysis, validated; study files hold the same fields."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -36,6 +37,17 @@ class AnalysisSettings(BaseModel):
         "papers' values, where not given.",
     )
     seed: int = Field(0, description="Seed of the metric rand.")
+
+    def parameters(self, sites: Sequence[str]) -> dict[str, Any]:
+        """All that decides the result at some sites, JSON-ready, with defaults filled in."""
+        return {
+            "sites": list(sites),
+            "metrics": sorted(set(self.metrics)),
+            "fractions": self.fractions,
+            "within": self.within,
+            "eps": EPS | self.eps,
+            "seed": self.seed,
+        }
 
     @field_validator("fractions")
     @classmethod

@@ -52,20 +52,31 @@ class AnalysisView:
 
 
 def newest_analysis(
-    store: Store, run: str, *, metric: str | None = None, fraction: float | None = None
+    store: Store,
+    run: str,
+    *,
+    analysis: str | None = None,
+    metric: str | None = None,
+    fraction: float | None = None,
 ) -> AnalysisView:
-    """The last analysis of a run.
+    """The last analysis of a run, or the one that is named.
 
     Args:
         store: the store.
         run: id of the run.
+        analysis: id of the analysis; the last one if not given.
         metric: one of its metrics; 'abs' if it has it, else its first, if not given.
         fraction: one of its fractions; the smallest if not given.
 
     Raises:
         AnalysisError: if the run has no analysis, or that has no such metric or fraction.
     """
-    found = _rows(store, "newest_analysis", run=run)
+    found = _rows(store, "newest_analysis", run=run, analysis=analysis)
+    if not found and analysis is not None:
+        raise AnalysisError(
+            f"run {run!r} has no analysis {analysis!r} of overlap: `actlake status "
+            f"{store.files.root}` names those there are."
+        )
     if not found:
         raise AnalysisError(
             f"run {run!r} has no analysis yet: make one with `actlake analyse {store.files.root}`."

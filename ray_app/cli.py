@@ -78,7 +78,8 @@ def _view_options(command: Command) -> Command:
     command = click.option("--fraction", type=float, help="Fraction to show; the smallest.")(
         command
     )
-    return click.option("--metric", help="Which metric; abs if there.")(command)
+    command = click.option("--metric", help="Which metric; abs if there.")(command)
+    return click.option("--analysis", help="Which analysis; the last one.")(command)
 
 
 def _read_study(path: Path, overrides: tuple[str, ...], tokens: int | None) -> "Study":
@@ -138,21 +139,25 @@ def run(
 ) -> None:
     """Capture STUDY, make its analyses, and show what they say."""
     settings = _read_study(study, overrides, tokens)
+    if plots is not None and not settings.analyses:
+        raise ActlakeError(f"--plots draws analyses, and the study {study} has none: add some.")
     from ray_app.commands import analysis, capture
 
     finished = capture.capture(settings, store, new_run=new_run)
-    analysis.analyse(finished.store, finished.id, settings.analyses)
-    if settings.analyses:
+    made = analysis.analyse(
+        finished.store, finished.id, settings.analyses, reference=settings.reference
+    )
+    if made:
         if plots is not None:
-            analysis.plot(store, finished.id, metric=None, fraction=None, out=plots)
-        analysis.summary(store, finished.id, metric=None, fraction=None)
+            analysis.plot(store, finished.id, plots, analysis=made[-1])
+        analysis.summary(store, finished.id, analysis=made[-1])
 
 
 @cli.command()
 @_STORE
 @_RUN
 @click.option("--study", type=_PATH, help="Make the analyses of this study file.")
-@click.option("--reference", help="Task to score against; the study's own if not given.")
+@click.option("--reference", help="Task to score against; that of --study, else of the run.")
 @click.option("--metrics", type=_Names(), help="abs, rms, std, sqrt, freq, mean, rand.")
 @click.option("--fractions", type=_Numbers(), help="Fractions to select, such as 0.01,0.05.")
 @click.option("--within", type=click.Choice(["model", "layer"]), help="Top of model or layer.")
@@ -172,9 +177,9 @@ def analyse(
     from ray_app.commands import analysis
 
     opened = open_store(store)
-    analyses = analysis.chosen_settings(study, options)
+    analyses, named = analysis.chosen_settings(study, options)
     chosen = opened.resolve_run(run)
-    analysis.analyse(opened, chosen, analyses, reference=reference, partial=partial)
+    analysis.analyse(opened, chosen, analyses, reference=reference or named, partial=partial)
 
 
 @cli.command()
@@ -199,11 +204,11 @@ def overlap(scores: Path, fractions: list[float], within: Any, out: Path) -> Non
 @_STORE
 @_RUN
 @_view_options
-def summary(store: str, run: str | None, metric: str | None, fraction: float | None) -> None:
+def summary(store: str, run: str | None, **view_options: Any) -> None:
     """Show accuracy, overlap and the most task-specific neurons of a run."""
     from ray_app.commands import analysis
 
-    analysis.summary(store, run, metric=metric, fraction=fraction)
+    analysis.summary(store, run, **view_options)
 
 
 @cli.command()
@@ -211,13 +216,11 @@ def summary(store: str, run: str | None, metric: str | None, fraction: float | N
 @_RUN
 @_view_options
 @click.option("--out", required=True, type=_PATH, help="Folder for the pictures.")
-def plot(
-    store: str, run: str | None, metric: str | None, fraction: float | None, out: Path
-) -> None:
+def plot(store: str, run: str | None, out: Path, **view_options: Any) -> None:
     """Draw overlap and layer profiles of a run as PNG files."""
     from ray_app.commands import analysis
 
-    analysis.plot(store, run, metric=metric, fraction=fraction, out=out)
+    analysis.plot(store, run, out, **view_options)
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 -- name: newest_analysis
--- purpose: The last analysis of a run, with its parameters.
+-- purpose: The last analysis of a run, or the one that is named, with its parameters.
 -- param: run - id of the run
+-- param: analysis - id of the analysis; null for the last one
 -- grain: at most one row
 select
     analysis,
@@ -10,6 +11,9 @@ select
     (parameters -> '$.fractions')::double[] as fractions,
     (parameters -> '$.sites')::varchar[] as sites
 from analyses
-where run = $run and list_contains(tables, 'overlap')
+where
+    run = $run
+    and list_contains(tables, 'overlap')
+    and ($analysis::varchar is null or analysis = $analysis)
 order by created desc, analysis
 limit 1

@@ -20,8 +20,12 @@ from storage import Store, open_store
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def chosen_settings(study: Path | None, options: dict[str, Any]) -> list[AnalysisSettings]:
-    """The analyses of a study file, or the one that command-line options describe.
+def chosen_settings(
+    study: Path | None, options: dict[str, Any]
+) -> tuple[list[AnalysisSettings], str | None]:
+    """Analyses and reference of a study file, or the one that command-line options describe.
+
+    Without a study, the reference is that of the run, which None stands for.
 
     Args:
         study: the study file, if its analyses are meant.
@@ -34,7 +38,7 @@ def chosen_settings(study: Path | None, options: dict[str, Any]) -> list[Analysi
     given = {key: value for key, value in options.items() if value is not None}
     if study is None:
         try:
-            return [AnalysisSettings.model_validate(given)]
+            return [AnalysisSettings.model_validate(given)], None
         except ValidationError as error:
             raise AnalysisError(f"{explain(error, AnalysisSettings)}.") from error
     if given:
@@ -42,10 +46,10 @@ def chosen_settings(study: Path | None, options: dict[str, Any]) -> list[Analysi
             f"--{min(given)} cannot be given beside --study, which says what to compute: leave "
             "one of the two out."
         )
-    analyses = load_study(study).analyses
-    if not analyses:
+    settings = load_study(study)
+    if not settings.analyses:
         raise AnalysisError(f"the study {study} has no analyses: add some, or pass --metrics.")
-    return analyses
+    return settings.analyses, settings.reference
 
 
 def analyse(
@@ -55,8 +59,9 @@ def analyse(
     *,
     reference: str | None = None,
     partial: bool = False,
-) -> None:
-    """Make the analyses of a run that are not in the store yet."""
+) -> list[str]:
+    """Make the analyses of a run that are not in the store yet; the ids of all of them."""
+    ids = []
     for settings in analyses:
         with open_steps("analyse", unit="steps") as advance:
             made = analyse_run(
@@ -70,6 +75,8 @@ def analyse(
         rows = ", ".join(f"{file.table} {file.rows:,}" for file in made.files)
         state = "made" if made.is_new else "was there already"
         click.echo(f"analysis {made.id} {state}: rows of {rows}", err=True)
+        ids.append(made.id)
+    return ids
 
 
 def overlap(scores: Path, fractions: list[float], out: Path, within: Within) -> None:
@@ -84,11 +91,11 @@ def overlap(scores: Path, fractions: list[float], out: Path, within: Within) -> 
     )
 
 
-def summary(store_path: str, run: str | None, metric: str | None, fraction: float | None) -> None:
-    """Print what a run and its last analysis say."""
+def summary(store_path: str, run: str | None, **view_options: Any) -> None:
+    """Print what a run and one of its analyses say; options as for `newest_analysis`."""
     store = open_store(store_path)
     chosen = store.resolve_run(run)
-    view = newest_analysis(store, chosen, metric=metric, fraction=fraction)
+    view = newest_analysis(store, chosen, **view_options)
     console = Console(highlight=False)
     has_pairs = bool(view.overlap())
     overlaps = (_overlap_table(view, site) for site in view.sites if has_pairs)
@@ -104,14 +111,12 @@ def summary(store_path: str, run: str | None, metric: str | None, fraction: floa
     )
 
 
-def plot(
-    store_path: str, run: str | None, metric: str | None, fraction: float | None, out: Path
-) -> None:
-    """Draw the pictures of the last analysis of a run."""
+def plot(store_path: str, run: str | None, out: Path, **view_options: Any) -> None:
+    """Draw the pictures of an analysis of a run; options as for `newest_analysis`."""
     from analysis.figures import save_figures
 
     store = open_store(store_path)
-    view = newest_analysis(store, store.resolve_run(run), metric=metric, fraction=fraction)
+    view = newest_analysis(store, store.resolve_run(run), **view_options)
     for path in save_figures(view, out):
         click.echo(path)
 

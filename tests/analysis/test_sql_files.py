@@ -30,7 +30,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "too_few_tasks": {},
     "uneven_scores": {},
     "layer_profile": _VIEW,
-    "newest_analysis": {"run": "r"},
+    "newest_analysis": {"run": "r", "analysis": None},
     "overlap_matrix": _VIEW,
     "task_accuracy": {"run": "r"},
     "top_neurons": {**_VIEW, "count": 3},

@@ -220,6 +220,72 @@ def test_run_captures_analyses_and_shows_in_one_command(
     assert done.out.endswith(f"store {tmp_path}/lake\n")
 
 
+@pytest.fixture
+def run_study(
+    capture_locally: Callable[..., Run],
+    actlake: Actlake,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Callable[..., SimpleNamespace]:
+    """`actlake run` with the capture in this process."""
+
+    def run(study: Path, *options: object) -> SimpleNamespace:
+        monkeypatch.setattr(
+            capture_commands,
+            "capture",
+            lambda settings, store, *, new_run: capture_locally(study, Path(store)),
+        )
+        return actlake("run", study, "--store", tmp_path / "lake", *options)
+
+    return run
+
+
+def test_a_reference_that_changed_since_the_run_began_is_the_one_scored_against(
+    write_study: Callable[..., Path], run_study: Any, actlake: Actlake, tmp_path: Path
+) -> None:
+    analyses = [{"metrics": ["abs"], "fractions": [0.1]}]
+    first = run_study(write_study(analyses=analyses))
+    assert "(abs against mixed; chance" in first.out
+    changed = write_study(analyses=analyses, reference="prose", file_name="changed.yaml")
+    second = run_study(changed)
+    assert "(abs against prose; chance" in second.out
+    assert " made: rows of" in second.err
+    again = actlake("analyse", tmp_path / "lake", "--study", changed)
+    assert " was there already: rows of" in again.err
+
+
+def test_a_run_without_reference_takes_the_one_that_the_study_names_later(
+    write_study: Callable[..., Path], run_study: Any, actlake: Actlake, tmp_path: Path
+) -> None:
+    assert run_study(write_study(reference=None)).status == 0
+    refused = actlake("analyse", tmp_path / "lake", "--fractions", "0.1")
+    assert "named no reference: pass --reference with one of code" in one_sentence(refused)
+    analyses = [{"metrics": ["abs"], "fractions": [0.1]}]
+    later = run_study(write_study(reference="mixed", analyses=analyses, file_name="later.yaml"))
+    assert "(abs against mixed; chance" in later.out
+
+
+def test_run_shows_the_analysis_of_its_study_and_not_a_later_one(
+    write_study: Callable[..., Path], run_study: Any, actlake: Actlake, tmp_path: Path
+) -> None:
+    study = write_study(analyses=[{"metrics": ["abs"], "fractions": [0.1]}])
+    (own,) = re.findall(r"overlap-\w+", run_study(study).out)
+    actlake("analyse", tmp_path / "lake", "--fractions", "0.2")
+    assert own not in actlake("summary", tmp_path / "lake").out
+    assert own in run_study(study).out
+    assert own in actlake("summary", tmp_path / "lake", "--analysis", own).out
+    refused = one_sentence(actlake("summary", tmp_path / "lake", "--analysis", "overlap-0"))
+    assert "has no analysis 'overlap-0' of overlap" in refused
+
+
+def test_pictures_without_analyses_are_refused_before_the_capture(
+    write_study: Callable[..., Path], run_study: Any, tmp_path: Path
+) -> None:
+    refused = run_study(write_study(), "--plots", tmp_path / "plots")
+    assert "--plots draws analyses, and the study" in one_sentence(refused)
+    assert not (tmp_path / "lake").exists()
+
+
 def one_sentence(result: SimpleNamespace) -> str:
     """The message of a refusal: status 2, one line, nothing on standard output."""
     assert (result.status, result.out) == (2, "")
