@@ -40,6 +40,13 @@ __all__ = [
 VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
 """Names of all views, each after those it reads."""
 
+_READING = (
+    duckdb.StatementType.SELECT,
+    duckdb.StatementType.EXPLAIN,
+    duckdb.StatementType.MULTI,  # What DuckDB makes of a pivot.
+)
+"""Kinds of statements that a query may be."""
+
 EXPORT_FORMATS = {
     "csv": "format csv, header",
     "json": "format json, array true",
@@ -218,17 +225,24 @@ def add_function(
 def run_query(
     connection: duckdb.DuckDBPyConnection, query: str, params: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyRelation:
-    """Run one query; a lazy relation.
+    """Run one query that only reads; a lazy relation.
 
     Raises:
-        QueryError: with DuckDB's message, if the query is wrong or returns nothing.
+        QueryError: with DuckDB's message if the query is wrong; if it is not one statement that
+            reads.
     """
     try:
-        relation = connection.sql(query, params=params)
+        kinds = [statement.type for statement in connection.extract_statements(query)]
+        if len(kinds) != 1:
+            raise QueryError(f"a query must be one statement, found {len(kinds)}: ask one by one.")
+        if kinds[0] not in _READING:
+            raise QueryError(
+                f"a query must only read, found a statement of type {kinds[0].name}: ask with "
+                "select, from, describe, pivot or explain."
+            )
+        relation: duckdb.DuckDBPyRelation = connection.sql(query, params=params)
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
-    if relation is None:
-        raise QueryError("the query returns no rows to show: ask with a select statement.")
     return relation
 
 
@@ -287,7 +301,11 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
     """
     result = run_query(connection, query)
     try:
-        result.create_view("actlake_export", replace=True)
+        try:
+            result.create_view("actlake_export", replace=True)
+        except duckdb.InvalidInputException:
+            # Plans, descriptions and pivots are rows that this process holds, and few.
+            connection.register("actlake_export", result.to_arrow_table())
         connection.execute(
             f"copy actlake_export to {quote(str(path))} ({EXPORT_FORMATS[file_format]})"
         )

@@ -153,7 +153,43 @@ def test_a_wrong_query_gets_the_message_of_duckdb(store: Store) -> None:
         store.render("select cast(task as integer) from tasks", max_width=80, max_rows=5)
     with pytest.raises(QueryError) as caught:
         store.sql("-- a comment alone")
-    assert str(caught.value) == "the query returns no rows to show: ask with a select statement."
+    assert str(caught.value) == "a query must be one statement, found 0: ask one by one."
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("copy tasks to '{folder}/out.csv'", "found a statement of type COPY"),
+        ("attach '{folder}/out.db' as other", "found a statement of type ATTACH"),
+        ("create table kept as from tasks", "found a statement of type CREATE"),
+        ("set threads = 1", "found a statement of type SET"),
+        ("select 1; copy tasks to '{folder}/out.csv'", "must be one statement, found 2"),
+    ],
+)
+def test_a_query_that_does_more_than_read_is_refused_and_does_nothing(
+    store: Store, tmp_path: Path, query: str, message: str
+) -> None:
+    query = query.format(folder=tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for ask in (
+        lambda: store.sql(query),
+        lambda: store.render(query, max_width=80, max_rows=5),
+        lambda: store.export(query, tmp_path / "result.csv", "csv"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            ask()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["describe stats", "explain select 1", "summarize tasks", "pivot tasks on task using count(*)"],
+)
+def test_whatever_reads_can_be_shown_and_exported(store: Store, tmp_path: Path, query: str) -> None:
+    assert store.render(query, max_width=80, max_rows=5)
+    for file_format in ("csv", "json", "parquet"):
+        store.export(query, tmp_path / file_format, file_format)
+        assert (tmp_path / file_format).stat().st_size > 0
 
 
 @pytest.mark.parametrize(
