@@ -207,6 +207,8 @@ def _checked_fractions(fractions: Sequence[float]) -> list[float]:
 
 def _site_expression(scores: Path) -> str:
     """SQL for the site of a row, after checking that the file has the columns it must have."""
+    if not scores.is_file():
+        raise AnalysisError(f"there is no scores file {scores}: give the path of a Parquet file.")
     try:
         schema = pq.read_schema(scores)
     except (OSError, pa.ArrowException) as error:

@@ -237,8 +237,8 @@ def run_query(
             raise QueryError(f"a query must be one statement, found {len(kinds)}: ask one by one.")
         if kinds[0] not in _READING:
             raise QueryError(
-                f"a query must only read, found a statement of type {kinds[0].name}: ask with "
-                "select, from, describe, pivot or explain."
+                f"a query must only read, found a statement of type {kinds[0].name}: ask "
+                "with one that gives rows and changes nothing."
             )
         relation: duckdb.DuckDBPyRelation = connection.sql(query, params=params)
     except duckdb.Error as error:

@@ -217,7 +217,7 @@ class StoreFiles:
         try:
             return json.loads(self._backend.read(path))
         except (OSError, ValueError) as error:
-            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
+            raise self._unreadable(path, error) from error
 
     def get_table(self, path: str) -> pa.Table:
         """Read one Parquet file, without its partition columns.
@@ -228,7 +228,27 @@ class StoreFiles:
         try:
             return pq.ParquetFile(pa.BufferReader(self._backend.read(path))).read()
         except (OSError, pa.ArrowException) as error:
-            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
+            raise self._unreadable(path, error) from error
+
+    def get_recorded_table(self, record: FileRecord) -> pa.Table:
+        """Read one Parquet file if its content is what its record says.
+
+        Raises:
+            DamagedFileError: if the file is missing or its content was altered.
+        """
+        try:
+            data = self._backend.read(record.path)
+        except OSError as error:
+            raise self._unreadable(record.path, error) from error
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise DamagedFileError(
+                f"{self.root}/{record.path} was altered since it was written (its SHA-256 differs "
+                "from the recorded one): restore it from a copy."
+            )
+        return pq.ParquetFile(pa.BufferReader(data)).read()
+
+    def _unreadable(self, path: str, error: Exception) -> DamagedFileError:
+        return DamagedFileError(f"cannot read {self.root}/{path}: {str(error).rstrip('.')}.")
 
     def num_rows(self, path: str) -> int:
         """Number of rows of a Parquet file, from its footer.
@@ -239,7 +259,7 @@ class StoreFiles:
         try:
             return self._backend.using(path, _num_rows)
         except (OSError, pa.ArrowException) as error:
-            raise DamagedFileError(f"cannot read {self.root}/{path}: {error}.") from error
+            raise self._unreadable(path, error) from error
 
     def sha256(self, path: str) -> str:
         """SHA-256 of a file's content, in hexadecimal."""

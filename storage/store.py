@@ -113,8 +113,10 @@ class Store:
             self.run_record(run)
             return run
         runs = self.runs()
+        if not runs:
+            raise StoreError(f"{self.files.root} has no run yet: capture first.")
         if len(runs) != 1:
-            found = ", ".join(runs) or "none"
+            found = ", ".join(runs)
             raise StoreError(
                 f"which run is meant must be said when a store does not have exactly one; the runs "
                 f"in {self.files.root} are: {found}. Pass --run."

@@ -37,8 +37,8 @@ def verify_store(
     """Check all committed files of a store, then that their contents agree.
 
     Each record must be whole and in its place; each file must exist with the size, SHA-256 and row
-    count of its record; then for each shard samples, tokens and statistics must count the same
-    tokens and neurons.
+    count of its record, the inputs of shards still to be computed among them; then for each shard
+    samples, tokens and statistics must count the same tokens and neurons.
 
     Args:
         store: the store.
@@ -46,6 +46,13 @@ def verify_store(
             several threads.
     """
     report = VerifyReport(problems=list(_run_problems(store)))
+    for path, file in _waiting_inputs(store):
+        on_file(file["path"])
+        report.num_files += 1
+        report.num_bytes += file["bytes"]
+        problem = _file_problem(store.files, file)
+        if problem is not None:
+            report.problems.append(f"{file['path']}: {problem} (recorded in {path}).")
     for files, is_shard, problems in store.files.map(
         lambda path: _check_record(store, path, on_file), _record_paths(store)
     ):
@@ -79,6 +86,21 @@ def _run_problems(store: Store) -> Iterator[str]:
             continue
         if not isinstance(record, dict) or not record.keys() >= _RUN_KEYS:
             yield f"{path}: {_DAMAGED}."
+
+
+def _waiting_inputs(store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(record, file) of the inputs of shards that no commit record vouches for yet."""
+    for run in store.runs():
+        try:
+            record = store.run_record(run)
+        except DamagedFileError:
+            continue  # `_run_problems` names it if it matters to what is committed.
+        if not isinstance(record, dict) or not record.keys() >= _RUN_KEYS:
+            continue
+        committed = store.committed(run)
+        for shard in record["shards"]:
+            if (shard["task"], shard["shard"]) not in committed and "samples" in shard:
+                yield layout.run_path(run), shard["samples"]
 
 
 def _record_problem(path: str, record: Any) -> str | None:

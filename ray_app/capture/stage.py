@@ -134,9 +134,10 @@ class Stage:
             ShardInterruptedError: if the batch is not the next one of the open shard.
             SampleError: if samples of the batch fail.
             CaptureError: if memory ran out.
+            DamagedFileError: if the shard's inputs were altered since the run began.
         """
         if index == 0:
-            samples = self._files.get_table(shard.samples.path)
+            samples = self._files.get_recorded_table(shard.samples)
             self._open = ShardParts(
                 shard, samples, self._sites, self._model.device, self._reduction
             )

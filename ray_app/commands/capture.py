@@ -48,7 +48,7 @@ def capture(study: Study, store_path: str, *, new_run: bool) -> Run:
             run = _capture_remaining(store, study, model, run)
     if num_quarantined := run.num_quarantined():
         _console.print(
-            f"{num_quarantined} sample(s) failed and were set aside: see `actlake query "
+            f"{num_quarantined} sample(s) failed and were set aside: see `actlake sql "
             f"{store_path} 'from quarantine'`"
         )
     _console.print(

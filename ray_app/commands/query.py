@@ -12,6 +12,7 @@ from storage import Store, StoreError, open_store, verify_store
 from storage.sqlfiles import load_query
 
 _WIDTH_WITHOUT_TERMINAL = 120
+_RECAPTURE = "delete the commit record of a damaged shard and run its capture again"
 
 
 def sql(
@@ -70,8 +71,8 @@ def verify(store_path: str, *, recompute: int | None, run: str | None) -> None:
         click.echo(problem, err=True)
     if report.problems:
         raise StoreError(
-            f"{len(report.problems)} problem(s) in {store.files.root}: delete the commit record of "
-            "a damaged shard and run its capture again, or restore the files from a copy."
+            f"{len(report.problems)} problem(s) in {store.files.root}: restore the files from a "
+            f"copy, or {_repair(report.problems)}."
         )
     click.echo(
         f"{report.num_files:,} files ({report.num_bytes / 1e6:,.1f} MB) of {report.num_shards:,} "
@@ -79,6 +80,20 @@ def verify(store_path: str, *, recompute: int | None, run: str | None) -> None:
     )
     if recompute and chosen:
         _recompute(store, chosen, recompute)
+
+
+def _repair(problems: list[str]) -> str:
+    """What mends a store without a copy; a problem begins with the path of what is damaged."""
+    repairs = {
+        "/samples/": "begin another run with --new-run, since inputs cannot be computed again",
+        "/run.json": "begin another run with --new-run, since its record cannot be computed again",
+        "analyses/": "delete the folder of a damaged analysis and make it again",
+    }
+    found = [
+        next((repair for mark, repair in repairs.items() if mark in path), _RECAPTURE)
+        for path in (problem.partition(": ")[0] for problem in problems)
+    ]
+    return "; ".join(dict.fromkeys(found))
 
 
 def _recompute(store: Store, run: str, num_samples: int) -> None:

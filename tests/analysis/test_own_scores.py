@@ -164,7 +164,10 @@ def test_a_file_that_is_no_parquet_is_refused_by_name(tmp_path: Path, make: str)
     with pytest.raises(AnalysisError) as caught:
         overlap_of_scores(path, [0.1], tmp_path / "out")
     message = str(caught.value)
-    assert message.startswith(f"cannot read the scores file {path} as Parquet: ")
+    if make in ("missing", "folder"):
+        assert message == f"there is no scores file {path}: give the path of a Parquet file."
+    else:
+        assert message.startswith(f"cannot read the scores file {path} as Parquet: ")
     assert "\n" not in message
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,13 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 
 from ray_app import cli
+from ray_app.capture import driver
+from ray_app.capture.stage import build_stage
+from ray_app.capture.workers import LocalWorkers
 from ray_app.hub import why_unreachable
-from storage import open_store
+from ray_app.progress import NoProgress
+from ray_app.run import Run
+from storage import DamagedFileError, open_store
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -281,7 +287,56 @@ def test_verify_names_what_is_damaged_and_fails(call: Call, store: Path) -> None
     assert (status, out) == (2, "")
     problem, error = err.splitlines()
     assert problem.startswith(f"{path}: the file has {len(content) - 7:,} bytes where ")
-    assert error.startswith(f"error: 1 problem(s) in {store}: delete the commit record of ")
+    assert error == (
+        f"error: 1 problem(s) in {store}: restore the files from a copy, or delete the commit "
+        "record of a damaged shard and run its capture again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "advice"),
+    [
+        ("runs/*/samples/task=code/shard-00000.parquet", "begin another run with --new-run"),
+        ("runs/*/run.json", "begin another run with --new-run, since its record"),
+    ],
+)
+def test_verify_does_not_advise_to_compute_again_what_cannot_be(
+    call: Call, store: Path, pattern: str, advice: str
+) -> None:
+    (path,) = open_store(store).files.list(pattern)
+    (store / path).write_bytes(b"{")
+    status, _, err = call("verify", store)
+    assert status == 2
+    assert f"restore the files from a copy, or {advice}" in err
+    assert "delete the commit record" not in err
+
+
+def test_inputs_of_shards_still_to_be_computed_are_checked(
+    call: Call, tmp_path: Path, write_study: Callable[..., Path], begin_locally: Callable[..., Run]
+) -> None:
+    run = begin_locally(write_study(), tmp_path / "waiting")
+    assert call("verify", tmp_path / "waiting")[0] == 0
+    path = run.shards[0].samples.path
+    altered = run.store.files.get_table(path).slice(0, 1)
+    run.store.files.put_table(path, "samples", altered)
+    status, _, err = call("verify", tmp_path / "waiting")
+    assert status == 2
+    assert err.startswith(f"{path}: the file has ")
+    with pytest.raises(DamagedFileError, match="was altered since it was written"):
+        driver.capture(run, LocalWorkers(build_stage(run.stage_spec())), NoProgress())
+    assert run.store.committed(run.id) == set()
+
+
+def test_every_command_that_a_message_names_exists() -> None:
+    folder = Path(cli.__file__).parent.parent
+    named = {
+        (path.name, command)
+        for package in ("storage", "analysis", "ray_app")
+        for path in (folder / package).rglob("*.py")
+        for command in re.findall(r"`actlake (\w+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 3
+    assert {command for _, command in named} <= cli.cli.commands.keys(), named
 
 
 @pytest.mark.parametrize("command", ["status", "sql"])

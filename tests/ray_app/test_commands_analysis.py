@@ -389,7 +389,7 @@ def test_overlap_writes_both_tables_in_both_formats(
     [
         (("--fractions", "0"), "each fraction must be in (0, 1], found 0: give shares such as"),
         (("--fractions", "0.005"), "fraction 0.005 selects no neuron: 100 neurons of site 'given'"),
-        (("--scores", "none.parquet"), "cannot read the scores file none.parquet as Parquet: "),
+        (("--scores", "none.parquet"), "there is no scores file none.parquet: give the path"),
         (("--out", "/proc/none"), "cannot make the store /proc/none: "),
     ],
     ids=str,
