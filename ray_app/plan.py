@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,24 @@ class Plan:
     """What each task yielded."""
     shards: list[PlannedShard] = field(default_factory=list)
     """All shards, task by task."""
+
+    def notes(self) -> Iterator[str]:
+        """What the study asks for and its documents do not give."""
+        for name, draw in self.tasks.items():
+            wanted = self.study.tokens_of(name)
+            if draw.num_counted < wanted:
+                yield (
+                    f"note: the documents of {name} end at {draw.num_counted:,} of the {wanted:,} "
+                    "counted tokens asked for"
+                )
+            members = self.study.tasks[name].mixture or ()
+            parts = {member: draw.members[member] for member in members}
+            if parts and max(parts.values()) - min(parts.values()) > 1:
+                found = ", ".join(f"{member} {count}" for member, count in parts.items())
+                yield (
+                    f"note: {name} is no mixture of equal parts, because documents ran out; "
+                    f"those it has are {found}"
+                )
 
     def costs(self, free_bytes: int | None) -> Costs:
         """Estimate what the plan takes, and what there is of it.
@@ -199,6 +217,13 @@ def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:
     if draw.num_counted > 0:
         return
     task = study.tasks[name]
+    if task.mixture is not None and draw.num_documents == 0:
+        raise StudyError(
+            f"tasks.{name} has no documents, because its members ({', '.join(task.mixture)}) use "
+            "all of theirs themselves: lower capture.tokens, or add documents to them."
+        )
+    if task.filter and draw.num_documents == 0:
+        raise StudyError(f"tasks.{name}: no row passes its filter: correct the filter.")
     why = "after its filter " if task.filter else ""
     raise StudyError(
         f"tasks.{name} has no tokens {why}({draw.num_documents} documents were read, "

@@ -138,6 +138,7 @@ def begin_run(
     threads: int,
     reduction: Literal["auto", "eager", "compiled"] = "eager",
     on_task: Callable[[str], None] = lambda task: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Run:
     """Plan a run and write its inputs and its record.
 
@@ -152,6 +153,7 @@ def begin_run(
         threads: CPU threads of each stage.
         reduction: how statistics are reduced; `choose_reduction` decides if it is 'auto'.
         on_task: called with the name of each task before it is drawn.
+        on_note: called with what the study asks for and its documents do not give (`Plan.notes`).
 
     Raises:
         StudyError: if a task yields nothing.
@@ -160,6 +162,8 @@ def begin_run(
     """
     with store.files.staging() as staged:
         plan = make_plan(study, model, write=_writer(staged), on_task=on_task)
+        for note in plan.notes():
+            on_note(note)
         check_fits(plan.costs(store.files.free_bytes()))
         identity = identity_of(study, model)
         inputs = [shard.samples.sha256 for shard in plan.shards]

@@ -102,6 +102,8 @@ class TaskDraw:
     """Tokens that count in statistics."""
     num_shards: int = 0
     """Shards."""
+    members: Counter[str] = field(default_factory=Counter)
+    """Of a mixture: documents that came from each member; those that gave none are not in it."""
     examples: list[tuple[str, str]] = field(default_factory=list)
     """(source, text) of the first samples, for people to look at."""
 
@@ -221,6 +223,8 @@ def _samples(
     wanted = study.tokens_of(name)
     for document in documents:
         draw.num_documents += 1
+        if study.tasks[name].mixture is not None:
+            draw.members[document.source.partition("/")[0]] += 1
         windows = encoder.samples_of(document.text, random)
         draw.num_empty += not windows
         for token_ids in windows:

@@ -32,7 +32,7 @@ class StudyError(ActlakeError):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSettings(_Settings):
@@ -85,6 +85,18 @@ class Condition(_Settings):
     )
 
 
+_COMMON_KEYS = ("limit", "tokens")
+_TASK_KEYS = {
+    "dataset": (
+        "dataset", "subset", "split", "data_files", "revision", "streaming", "column", "template",
+        "label_column", "filter", *_COMMON_KEYS,
+    ),
+    "files": ("files", *_COMMON_KEYS),
+    "mixture": ("mixture", *_COMMON_KEYS),
+}  # fmt: skip
+"""Keys of a task that mean something, by where its documents come from."""
+
+
 class TaskSettings(_Settings):
     """A named set of samples: a dataset, plain files, or a mixture of other tasks."""
 
@@ -135,6 +147,14 @@ class TaskSettings(_Settings):
             raise ValueError("mixture must name at least one task, found an empty list")
         if self.mixture is not None and len(set(self.mixture)) < len(self.mixture):
             raise ValueError(f"mixture must name each task once, found {self.mixture}")
+        ignored = [key for key in self.model_fields_set if key not in _TASK_KEYS[given[0]]]
+        if ignored:
+            raise ValueError(
+                f"{min(ignored)} says nothing about {given[0]} and would be ignored: leave it out; "
+                f"keys beside {given[0]} are {', '.join(_TASK_KEYS[given[0]])}"
+            )
+        if self.template is not None and "column" in self.model_fields_set:
+            raise ValueError("column and template both say what the text is: leave one out")
         return self
 
 
@@ -159,6 +179,26 @@ class CaptureSettings(_Settings):
         ge=1,
         description="With split: most windows of one document, chosen by the study's seed.",
     )
+
+    @field_validator("sites")
+    @classmethod
+    def _in_one_order(cls, value: list[Site]) -> list[Site]:
+        return sorted(set(value))
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, value: list[int] | str) -> list[int] | str:
+        return value if isinstance(value, str) else sorted(set(value))
+
+    @model_validator(mode="after")
+    def _has_windows_only_if_split(self) -> "CaptureSettings":
+        if self.windows_per_document is not None and self.long_documents != "split":
+            raise ValueError(
+                "windows_per_document says nothing where documents are truncated: set "
+                "long_documents to split, or leave it out"
+            )
+        return self
+
     special_tokens: Literal["exclude", "include"] = Field(
         "exclude",
         description="Whether positions of special tokens (BOS and the like) count in statistics. "

@@ -28,6 +28,7 @@ class LocalFolder:
         # Resolved, because the names that SQL engines report for files must equal root + path.
         self._folder = Path(path).expanduser().resolve()
         self.root = self._folder.as_posix()
+        self._is_new = False
 
     def local(self, path: str) -> Path:
         """Absolute path of a file."""
@@ -42,6 +43,7 @@ class LocalFolder:
         Raises:
             StoreError: if it cannot be made or written.
         """
+        self._is_new = not self._folder.exists()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -133,6 +135,9 @@ class LocalFolder:
             yield folder.as_posix()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if self._is_new and not any(self._folder.iterdir()):
+                # Nothing was published: what was refused leaves nothing behind.
+                self._folder.rmdir()
 
     def publish(self, staged: str, target: str, last: str) -> None:
         """Rename the staged folder; a target that has its last file already is left as it is.

@@ -69,6 +69,7 @@ def _capture_remaining(store: Store, study: Study, model: ModelFacts, run: Run |
             threads=placement.threads,
             reduction=study.resources.reduction,
             on_task=_say_task,
+            on_note=_console.print,
         )
     remaining = run.remaining()
     _console.print(

@@ -52,13 +52,7 @@ def _table(made: Plan, width: int) -> Iterator[str]:
     for name, row in zip(names, cells, strict=True):
         counts = "".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True))
         yield _cut(name, name_width).ljust(name_width) + counts
-    for name, draw in made.tasks.items():
-        wanted = made.study.tokens_of(name)
-        if draw.num_counted < wanted:
-            yield (
-                f"note: the documents of {name} end at {draw.num_counted:,} of the {wanted:,} "
-                "counted tokens asked for"
-            )
+    yield from made.notes()
 
 
 def _samples(made: Plan, width: int) -> Iterator[str]:

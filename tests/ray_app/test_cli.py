@@ -105,10 +105,7 @@ BAD_STUDIES = [
             "--set",
             "tasks.code={dataset: json, data_files: '{folder}/rows.json', filter: {stars: 9}}",
         ],
-        (
-            "tasks.code has no tokens after its filter (0 documents were read, 0 of them empty): "
-            "correct its source or filter."
-        ),
+        ("tasks.code: no row passes its filter: correct the filter."),
     ),
     (
         ["--set", "model.source=/none/model"],

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -228,10 +229,7 @@ def test_a_task_without_tokens_is_refused(write_study: Callable[..., Path], tmp_
     (tmp_path / "rows.json").write_text('{"text": "a", "n": 1}\n{"text": "", "n": 2}\n')
     rows = {"dataset": "json", "data_files": f"{tmp_path}/rows.json"}
     nothing = write_study(tasks={"a": rows | {"filter": {"n": {"min": 5}}}}, reference=None)
-    assert refusal(nothing) == (
-        "tasks.a has no tokens after its filter (0 documents were read, 0 of them empty): correct "
-        "its source or filter."
-    )
+    assert refusal(nothing) == ("tasks.a: no row passes its filter: correct the filter.")
     empty = write_study(tasks={"a": rows | {"filter": {"n": 2}}}, reference=None)
     assert refusal(empty) == (
         "tasks.a has no tokens after its filter (1 documents were read, 1 of them empty): correct "
@@ -252,8 +250,28 @@ def test_a_mixture_of_what_its_members_used_up_is_refused(
         "mixed": {"mixture": ["code"]},
     }
     assert refusal(write_study(tasks=tasks)) == (
-        "tasks.mixed has no tokens (0 documents were read, 0 of them empty): correct its source."
+        "tasks.mixed has no documents, because its members (code) use all of theirs themselves: "
+        "lower capture.tokens, or add documents to them."
     )
+
+
+def test_a_mixture_whose_members_run_out_says_what_it_is_made_of(
+    write_study: Callable[..., Path], text_folder: Path
+) -> None:
+    tasks = {
+        "code": {"files": f"{text_folder}/code/*.txt", "limit": 3, "tokens": 20},
+        "prose": {"files": f"{text_folder}/prose/*.txt", "tokens": 20},
+        "mixed": {"mixture": ["code", "prose"]},
+    }
+    study = load_study(write_study(tasks=tasks))
+    notes = list(make_plan(study, inspect_model(study)).notes())
+    assert re.fullmatch(
+        r"note: mixed is no mixture of equal parts, because documents ran out; those it has are "
+        r"code [0-2], prose [4-9]",
+        notes[0],
+    )
+    even = load_study(write_study())
+    assert list(make_plan(even, inspect_model(even)).notes()) == []
 
 
 def test_the_identity_of_a_run_leaves_out_what_changes_no_data(

@@ -203,6 +203,16 @@ def test_a_plan_that_fails_leaves_nothing(
     }
     with pytest.raises(StudyError, match=r"^tasks\.zero\.files: no file matches"):
         begin_locally(write_study(tasks=tasks, reference=None))
+    assert not store.exists()
+
+
+def test_a_folder_that_was_there_before_a_plan_that_fails_stays(
+    write_study: Callable[..., Path], begin_locally: Begin, store: Path, text_folder: Path
+) -> None:
+    store.mkdir()
+    tasks = {"zero": {"files": f"{text_folder}/none/*.txt"}}
+    with pytest.raises(StudyError):
+        begin_locally(write_study(tasks=tasks, reference=None))
     assert list(store.iterdir()) == []
 
 
@@ -213,7 +223,7 @@ def test_a_plan_that_does_not_fit_leaves_nothing(
     monkeypatch.setattr("storage.local.LocalFolder.free_bytes", lambda folder: 1000)
     with pytest.raises(PlanError, match=r"^the run needs about .* and 0\.0 MiB are free"):
         begin_locally(write_study())
-    assert list(store.iterdir()) == []
+    assert not store.exists()
 
 
 @pytest.fixture
