@@ -37,6 +37,9 @@ def tables_page() -> str:
         if name not in TABLES:
             query = load_query("storage", name)
             parts += [f"## {name} (view)\n", f"{query.purpose} Grain: {query.grain}.\n"]
+            parts += ["| column | meaning |", "|---|---|"]
+            parts += [f"| {column} | {_cell(doc)} |" for column, doc in query.columns.items()]
+            parts.append("")
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -211,7 +211,12 @@ _ANALYSIS_TABLES = (
                 _LAYER,
                 _NEURON,
                 _HEAD,
-                _column("score", pa.float64(), "importance / (reference importance + eps)"),
+                _column(
+                    "score",
+                    pa.float64(),
+                    "importance / (reference importance + eps); of mean, |importance - reference "
+                    "importance|; of rand, the importance itself",
+                ),
             ]
         ),
     ),

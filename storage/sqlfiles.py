@@ -14,7 +14,7 @@ from importlib.resources import files
 
 __all__ = ["Query", "load_query", "parse_query", "quote"]
 
-_HEADER = re.compile(r"^--\s*(name|purpose|param|grain):\s*(.*)$")
+_HEADER = re.compile(r"^--\s*(name|purpose|param|column|grain):\s*(.*)$")
 _PARAMETER = re.compile(r"\$([a-z_]+)")
 
 
@@ -27,6 +27,8 @@ class Query:
     params: dict[str, str]
     grain: str
     text: str
+    columns: dict[str, str]
+    """Meaning of each column, where the file says it: of views, which are public."""
 
 
 def quote(text: str) -> str:
@@ -53,14 +55,15 @@ def parse_query(source: str, *, file: str) -> Query:
     """Parse one SQL file; `file` names it in errors."""
     header: dict[str, str] = {}
     params: dict[str, str] = {}
+    columns: dict[str, str] = {}
     body: list[str] = []
     for line in source.splitlines():
         match = _HEADER.match(line)
         if match is None:
             body.append(line)
-        elif match[1] == "param":
-            param, _, doc = match[2].partition(" - ")
-            params[param.strip()] = doc.strip()
+        elif match[1] in ("param", "column"):
+            name, _, doc = match[2].partition(" - ")
+            (params if match[1] == "param" else columns)[name.strip()] = doc.strip()
         else:
             header[match[1]] = match[2].strip()
     text = "\n".join(body).strip()
@@ -72,4 +75,4 @@ def parse_query(source: str, *, file: str) -> Query:
         raise ValueError(
             f"{file}: declared parameters {sorted(params)} differ from those used, {sorted(used)}."
         )
-    return Query(header["name"], header["purpose"], params, header["grain"], text)
+    return Query(header["name"], header["purpose"], params, header["grain"], text, columns)

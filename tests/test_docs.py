@@ -4,19 +4,21 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis import AnalysisSettings, analyse_run
 from ray_app.cli import cli
 from ray_app.run import Run
+from ray_app.study import load_study
 from storage import Store, open_store
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[object]:
+def blocks(language: str) -> list[Any]:
     """All code blocks of a language, with the page that they stand on as their test id."""
     pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     return [
@@ -59,6 +61,12 @@ def test_every_command_is_explained(command: str) -> None:
 @pytest.mark.parametrize("query", blocks("sql"))
 def test_every_query_of_the_documentation_runs(analysed_store: Store, query: str) -> None:
     analysed_store.table(query)
+
+
+@pytest.mark.parametrize("source", [b for b in blocks("yaml") if "tasks:" in str(b.values[0])])
+def test_every_study_of_the_documentation_is_valid(tmp_path: Path, source: str) -> None:
+    (tmp_path / "study.yaml").write_text(source, encoding="utf-8")
+    load_study(tmp_path / "study.yaml")
 
 
 @pytest.mark.parametrize("source", blocks("python"))

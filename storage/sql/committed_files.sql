@@ -1,5 +1,10 @@
 -- name: committed_files
 -- purpose: The files that commit records and analysis manifests vouch for, with their checksums.
+-- column: filename - absolute path or URL of the file
+-- column: table_name - table that the file belongs to
+-- column: num_rows - number of rows
+-- column: bytes - size in bytes
+-- column: sha256 - SHA-256 of the content, in hexadecimal
 -- grain: one row per file
 with
 

@@ -1,5 +1,23 @@
 -- name: neuron_stats
 -- purpose: Statistics of every neuron, merged over all committed shards of a task.
+-- column: run - id of the run
+-- column: task - name of the task
+-- column: site - 'attn' or 'mlp'
+-- column: layer - index of the layer, from 0
+-- column: neuron - index of the neuron inside its site and layer, from 0
+-- column: head - attention head (neuron // head_dim); null at 'mlp'
+-- column: n - number of counted positions
+-- column: mean - mean of the activation z
+-- column: std - standard deviation of z over all positions (divided by n)
+-- column: rms - sqrt(mean of z^2)
+-- column: abs - mean of |z|
+-- column: sqrt - mean of sqrt|z|
+-- column: pos - mean of max(z, 0) over all positions
+-- column: neg - mean of min(z, 0) over all positions
+-- column: freq - share of positions with z > 0
+-- column: nonzero - share of positions with z != 0
+-- column: min - smallest z
+-- column: max - largest z
 -- grain: one row per (run, task, site, layer, neuron)
 with
 

@@ -1,5 +1,20 @@
 -- name: runs
 -- purpose: The captures of this store: which model, from which study, how far.
+-- column: run - id of the run
+-- column: study - name of the study
+-- column: created - when the run began, UTC
+-- column: model - model.source of the study
+-- column: init - pretrained or random
+-- column: dtype - type of weights and activations
+-- column: quantization - none, int8 or int4
+-- column: architecture - class name in transformers
+-- column: num_layers - number of layers
+-- column: num_neurons - captured neurons of all sites and layers
+-- column: reference - reference task when the run began; null if there was none
+-- column: num_shards - planned shards
+-- column: num_committed - committed shards
+-- column: num_tokens - committed tokens
+-- column: is_complete - whether all planned shards are committed
 -- grain: one row per run
 with
 

@@ -1,5 +1,18 @@
 -- name: tasks
 -- purpose: The tasks of each run: where their text came from, what was planned, what is committed.
+-- column: run - id of the run
+-- column: task - name of the task
+-- column: is_reference - whether the task was the reference when the run began
+-- column: source - dataset, files or members that documents come from
+-- column: num_documents - documents read
+-- column: num_empty - documents set aside because no token that counts was in them
+-- column: num_samples - planned samples
+-- column: num_tokens - planned tokens
+-- column: num_counted - planned tokens that count in statistics
+-- column: num_shards - planned shards
+-- column: committed_shards - committed shards
+-- column: committed_tokens - committed tokens
+-- column: committed_counted - committed tokens that count in statistics
 -- grain: one row per (run, task)
 with
 

@@ -1,9 +1,13 @@
 """The tables are a public contract: every column is documented and has a type for every reader."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
-from storage import TABLES, Table
+from storage import TABLES, Table, create_store
+from storage.catalog import VIEWS
+from storage.sqlfiles import load_query
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
@@ -35,3 +39,11 @@ def test_a_column_of_numbers_has_the_same_type_in_every_table() -> None:
             if not pa.types.is_list(field.type):  # Table samples holds the columns of tokens.
                 types.setdefault(field.name, set()).add(str(field.type))
     assert {name: found for name, found in types.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize("view", [view for view in VIEWS if view not in TABLES])
+def test_every_column_of_every_view_is_explained(tmp_path: Path, view: str) -> None:
+    columns = create_store(tmp_path).sql(f"from {view}").columns
+    explained = load_query("storage", view).columns
+    assert list(explained) == columns
+    assert all(explained.values())
