@@ -93,7 +93,7 @@ def test_inputs_without_their_record_are_no_run_and_are_put_again(
     store = open_store(root)
     assert store.files.list("runs/*/samples/*/*.parquet")
     assert store.runs() == []
-    with pytest.raises(ActlakeError, match="exactly one"):
+    with pytest.raises(ActlakeError, match="has no run yet: capture first"):
         store.resolve_run(None)
     finish(begin(root, study))
     assert verify_store(open_store(root)).problems == []
