@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
-from ray_app.capture.moments import Reduction, can_compile
+from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.partial import ShardParts, SiteKey
 from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.hooks import read_inputs
@@ -61,6 +61,7 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
     Raises:
         CaptureError: if the weights are not those of the plan.
         ModelError: if the model cannot be loaded or its sites do not behave.
+        NativeError: if reductions are compiled and cannot be built here.
     """
     model = load_stage_model(spec, device=device)
     return Stage(
@@ -75,12 +76,9 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
 
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
     """The model of a stage, with its sites confirmed; errors as `build_stage`."""
-    if spec.reduction == "compiled" and not can_compile():
-        raise CaptureError(
-            f"the run {spec.run!r} began with compiled reductions, and this machine has no C++ "
-            "compiler: install g++ here, or begin a run with resources.reduction: eager."
-        )
     torch.set_num_threads(spec.threads)
+    # What cannot be built here is known before the weights are read.
+    make_accumulator(1, device, reduction=spec.reduction)
     files = locate_model(spec.model)
     if files.fingerprint != spec.fingerprint:
         raise CaptureError(
@@ -115,6 +113,7 @@ class Stage:
         self._run = run
         self._index = index
         self._reduction = reduction
+        self._compiled = reduction == "compiled"
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -238,7 +237,9 @@ class Stage:
             predictions = []
             for row, length in enumerate(batch.lengths.tolist()):
                 ids = batch.token_ids[row, :length].to(output.device)
-                predictions.append(score_predictions(output[row, :length], ids))
+                predictions.append(
+                    score_predictions(output[row, :length], ids, compiled=self._compiled)
+                )
             opened.score(batch, predictions)
         return batch.num_tokens
 
