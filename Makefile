@@ -5,7 +5,7 @@ TOKENS ?= 8192
 STORE ?= demo-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint bench chaos scale clean
+.PHONY: help demo test lint long bench chaos scale clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+long: $(VENV)/ready ## Run the tests on real weights in their long form.
+	$(RUN)/python -m pytest -m real_model --long
 
 bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
 	$(RUN)/python studies/make_demo_texts.py demo-texts
