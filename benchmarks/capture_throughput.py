@@ -3,9 +3,10 @@
     python benchmarks/capture_throughput.py [STUDY] [--task NAME] [--tokens N] [--rounds N]
 
 Every way computes the same batches. Rounds are interleaved, and a ratio is the median of those
-within the rounds, so that a machine that is busy for a while disturbs all ways alike. Captures are timed to their last commit, start-up excluded. One
-task of the study is read, up to N counted tokens, in two shards: writing costs the same for every
-shard, so shards much smaller than those of a real capture would measure nothing else.
+within the rounds, so that a machine that is busy for a while disturbs all ways alike. Captures are
+timed to their last commit, start-up excluded. One task of the study is read, up to N counted
+tokens, in two shards: writing costs the same for every shard, so shards much smaller than those of
+a real capture would measure nothing else.
 """
 
 import argparse
