@@ -5,7 +5,7 @@ TOKENS ?= 8192
 STORE ?= demo-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint long bench chaos scale clean
+.PHONY: help demo test lint long bench chaos ray-up scale clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an id
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
 	$(RUN)/python tests/integration/chaos.py --kills 36 --seed 7
+
+ray-up: $(VENV)/ready ## Start a cluster of two namespaces with `ray up` over ssh; wants root, sshd and rsync.
+	$(RUN)/python tests/integration/ray_up.py
 
 scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py
