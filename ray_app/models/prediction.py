@@ -1,4 +1,4 @@
-"""How well a language model predicted each token: loss, and whether it came first or in ten."""
+"""How well a model predicted tokens or classes: loss, and whether they came first or in ten."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Prediction", "score_predictions"]
+__all__ = ["Prediction", "score_predictions", "score_rows"]
 
 _ROWS = 64
 """Positions scored at once: 64 rows of 50,000 logits are 13 MB of scratch memory."""
@@ -14,34 +14,43 @@ _ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Arrays over the positions of one sample that have a token before them (all but the first)."""
+    """Arrays over what is predicted of one sample: all tokens but the first, or its class."""
 
     loss: np.ndarray
-    """float32: -ln P(token | tokens before it), in nats."""
+    """float32: -ln P(what it is), in nats."""
     top1: np.ndarray
-    """bool: whether no token was more probable."""
+    """bool: whether nothing was more probable."""
     top10: np.ndarray
-    """bool: whether fewer than ten tokens were more probable."""
+    """bool: whether fewer than ten others were more probable."""
 
 
 def score_predictions(logits: Tensor, token_ids: Tensor) -> Prediction:
-    """Score the prediction of tokens 1..n-1 of one sample.
-
-    Equal logits, common in half precision, rank by token id, so that the result is the same on
-    every machine and a constant model is not called right.
+    """Score the prediction of tokens 1..n-1 of one sample; see `score_rows`.
 
     Args:
         logits: (n, vocabulary), any floating dtype; row p predicts token p + 1.
         token_ids: (n,) int64.
     """
+    return score_rows(logits[:-1], token_ids[1:])
+
+
+def score_rows(logits: Tensor, targets: Tensor) -> Prediction:
+    """Score predictions, one per row.
+
+    Equal logits, common in half precision, rank by token id or class, so that the result is the
+    same on every machine and a constant model is not called right.
+
+    Args:
+        logits: (n, vocabulary or classes), any floating dtype.
+        targets: (n,) int64: what is right.
+    """
     losses, ranks = [], []
-    targets = token_ids[1:]
-    for rows, wanted in zip(logits[:-1].split(_ROWS), targets.split(_ROWS), strict=True):
+    for rows, wanted in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
         values = rows.float()
         right = values.gather(1, wanted[:, None])
         losses.append(values.logsumexp(1) - right[:, 0])
         ranks.append(_ranks(values, right, wanted))
-    if not losses:
+    if len(targets) == 0:
         empty = np.empty(0, dtype=bool)
         return Prediction(np.empty(0, dtype=np.float32), empty, empty)
     rank = torch.cat(ranks).cpu().numpy()
