@@ -4,7 +4,8 @@
 
 Every way computes the same batches; rounds are interleaved and the median is taken, so that a busy
 machine disturbs all ways alike. Captures are timed to their last commit, start-up excluded. The
-study's tasks are read up to N counted tokens each.
+study's tasks are read up to N counted tokens each. Of images, the bare pass gets pixels that are
+decoded already, and the capture decodes them.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from unittest.mock import patch
 import torch
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
-from ray_app.capture import driver, partial, stage
+from ray_app.capture import driver, modality, partial, stage
 from ray_app.capture.moments import can_compile
 from ray_app.capture.shards import batches_of
 from ray_app.capture.workers import LocalWorkers
-from ray_app.models.loading import quiet_transformers
+from ray_app.models.loading import load_architecture, locate_model, quiet_transformers
 from ray_app.placement import place
 from ray_app.plan import inspect_model
 from ray_app.progress import NoProgress
@@ -64,8 +65,9 @@ def main() -> None:
 
 def bare_way(run: Run) -> Way:
     whole = stage.load_stage_model(run.stage_spec())
+    read = modality.modality_of(whole.architecture).inputs
     batches = [
-        batch
+        (read(batch, is_first=True), batch.attention_mask)
         for shard in run.shards
         for batch in batches_of(run.store.files.get_table(shard.samples.path))
     ]
@@ -73,8 +75,8 @@ def bare_way(run: Run) -> Way:
     def way() -> float:
         start = time.perf_counter()
         with torch.inference_mode():
-            for batch in batches:
-                whole.run(batch.token_ids, batch.attention_mask, None)
+            for inputs, attention_mask in batches:
+                whole.run(inputs, attention_mask, None)
         return time.perf_counter() - start
 
     return way
@@ -111,7 +113,10 @@ def report(title: str, seconds: dict[str, float], num_tokens: int) -> None:
 
 
 def breakdown(run: Run, bare: float) -> None:
-    spent = {"reducing activations": 0.0, "scoring predictions": 0.0, "writing parts": 0.0}
+    spent = dict.fromkeys(
+        ("reading inputs", "reducing activations", "scoring predictions", "writing parts"), 0.0
+    )
+    kind = type(modality.modality_of(load_architecture(*located(run))))
 
     @contextmanager
     def clock(name: str) -> Iterator[None]:
@@ -133,9 +138,8 @@ def breakdown(run: Run, bare: float) -> None:
             "reader",
             lambda self, batch: clocked("reducing activations", reader(self, batch)),
         ),
-        patch.object(
-            stage, "score_predictions", clocked("scoring predictions", stage.score_predictions)
-        ),
+        patch.object(kind, "inputs", clocked("reading inputs", kind.inputs)),
+        patch.object(kind, "score", clocked("scoring predictions", kind.score)),
         patch.object(stage.Stage, "write", clocked("writing parts", stage.Stage.write)),
     ):
         way = capture_way(run)
@@ -145,6 +149,11 @@ def breakdown(run: Run, bare: float) -> None:
     print(f"  of the capture's {total:.2f} s (bare forward pass {bare:.2f} s):")
     for name, value in spent.items():
         print(f"    {name:30} {value:6.2f} s   {100 * value / total:4.1f} %")
+
+
+def located(run: Run) -> tuple[Any, Any]:
+    settings = run.stage_spec().model
+    return settings, locate_model(settings)
 
 
 def pipeline_report(run: Run, study: Any, model: Any, num_tokens: int, rounds: int) -> None:

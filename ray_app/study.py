@@ -362,12 +362,17 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without silently overwritten keys."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""What '<<' is: the keys of another mapping, which those beside it override."""
+
+
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    given = [key for key, _ in node.value if key.tag != _MERGE]
+    keys = [loader.construct_object(key) for key in given]
     for index, key in enumerate(keys):
         if key in keys[:index]:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", node.value[index][0].start_mark
+                None, None, f"the key {key!r} is given twice", given[index].start_mark
             )
     return loader.construct_mapping(node, deep=True)
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ray_app.models.errors import ModelError
@@ -51,6 +51,9 @@ class ImageReader:
         try:
             image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
+        except UnidentifiedImageError as error:
+            # Pillow's own words hold an address, which differs whenever the shard is computed.
+            raise ImageError("the image cannot be decoded: it is of no known format") from error
         except Exception as error:
             # Of damaged data, Pillow's decoders raise whatever they trip over.
             raise ImageError(f"the image cannot be decoded: {' '.join(str(error).split())}") from (

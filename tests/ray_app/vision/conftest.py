@@ -111,13 +111,23 @@ def enlarged(model: torch.nn.Module) -> torch.nn.Module:
 def write_images(tmp_path: Path) -> Callable[..., Path]:
     """Writes images as Parquet: by default 24 of noise, with labels in turn."""
 
-    def write(images: list[bytes | None] | None = None, labels: list[Any] | None = None) -> Path:
+    def write(
+        images: list[bytes] | None = None,
+        labels: list[Any] | None = None,
+        *,
+        name: str = "images.parquet",
+    ) -> Path:
         images = images or [random_image(seed) for seed in range(24)]
         labels = labels or [LABELS[index % 4] for index in range(len(images))]
         stored = [{"bytes": image, "path": None} for image in images]
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        path = tmp_path / "images.parquet"
-        pq.write_table(pa.table({"image": pa.array(stored, kind), "label": labels}), path)
+        path = tmp_path / name
+        pq.write_table(
+            pa.table(
+                {"image": pa.array(stored, kind), "label": labels, "number": range(len(images))}
+            ),
+            path,
+        )
         return path
 
     return write
@@ -127,15 +137,12 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
 def write_vision_study(
     tmp_path: Path, vision_folder: Callable[[str], Path], write_images: Callable[..., Path]
 ) -> Callable[..., Path]:
-    """Writes a small study of images; keyword arguments replace its top-level keys.
+    """Writes a small study of a kind of model; keyword arguments replace its top-level keys."""
 
-    Args of the function: the kind of model, and the images if not those of `write_images`.
-    """
-
-    def write(kind: str = "vit", images: Path | None = None, **changes: Any) -> Path:
+    def write(kind: str = "vit", **changes: Any) -> Path:
         common = {
             "dataset": "parquet",
-            "data_files": str(images or write_images()),
+            "data_files": str(write_images(name="noise.parquet")),
             "label_column": "label",
         }
         fish = {"superclasses": "cifar20", "superclass": "fish"}
