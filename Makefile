@@ -5,7 +5,7 @@ TOKENS ?= 8192
 STORE ?= demo-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint bench chaos scale clean
+.PHONY: help demo test lint long bench chaos ray-up scale clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,15 +25,21 @@ lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
+long: $(VENV)/ready ## Run the tests on real weights in their long form.
+	$(RUN)/python -m pytest -m real_model --long
+
 bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
 	$(RUN)/python studies/make_demo_texts.py demo-texts
 	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml
 	$(RUN)/python studies/make_digits_vit.py demo-digits
-	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --tokens 6304
+	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --task digits --tokens 6304
 	$(RUN)/python benchmarks/overlap_scale.py
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
 	$(RUN)/python tests/integration/chaos.py --kills 36 --seed 7
+
+ray-up: $(VENV)/ready ## Start a cluster of two namespaces with `ray up` over ssh; wants root, sshd and rsync.
+	$(RUN)/python tests/integration/ray_up.py
 
 scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py

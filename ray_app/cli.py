@@ -283,17 +283,17 @@ def verify(store: str, recompute: int | None, run: str | None) -> None:
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--store-b", help="Folder or URL of the store that holds RUN_B, if another.")
-@click.option("--fractions", default="0.01,0.05", show_default=True, help="Fractions to select.")
+@click.option(
+    "--fractions",
+    type=_Numbers(),
+    default="0.01,0.05",
+    show_default=True,
+    help="Fractions of the neurons to select.",
+)
 @click.option(
     "--metric", default="abs", show_default=True, help="abs, rms, std, sqrt, freq or mean."
 )
-@click.option(
-    "--within",
-    type=click.Choice(["model", "layer"]),
-    default="model",
-    show_default=True,
-    help="Select the top fraction over all layers, or in each layer.",
-)
+@_WITHIN
 @click.option(
     "--format",
     "result_format",
@@ -307,15 +307,15 @@ def drift(
     run_a: str,
     run_b: str,
     store_b: str | None,
-    fractions: str,
+    fractions: list[float],
     metric: str,
-    within: str,
+    within: Any,
     result_format: str,
 ) -> None:
     """Compare RUN_B with RUN_A of the STORE: how far importance and selections differ."""
     from ray_app.commands import drift
 
-    options = {"fractions": fractions.split(","), "metrics": [metric], "within": within}
+    options = {"fractions": fractions, "metrics": [metric], "within": within}
     drift.drift(store, run_a, run_b, store_b=store_b, result_format=result_format, options=options)
 
 

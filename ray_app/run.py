@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ray_app.capture.moments import Reduction, can_compile
+from ray_app.capture.moments import can_compile
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import StageSpec
 from ray_app.models.sites import SiteLocation
@@ -25,9 +25,6 @@ from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, StoreFiles,
 from storage.files import canonical_json
 
 __all__ = ["Run", "StudyChangedError", "begin_run", "find_run", "load_run"]
-
-_VALUES_WORTH_COMPILING = 10**10
-"""A kernel saves 1.4 ns of each activation and takes up to 15 s to compile on a new machine."""
 
 _RECORD_NAME = PurePosixPath(layout.run_path("")).name
 
@@ -151,7 +148,7 @@ def begin_run(
         study: the study.
         model: its model.
         threads: CPU threads of each stage.
-        reduction: how statistics are reduced; `choose_reduction` decides if it is 'auto'.
+        reduction: how statistics are reduced; if 'auto', compiled where a C compiler is.
         on_task: called with the name of each task before it is drawn.
         on_note: called with what the study asks for and its documents do not give (`Plan.notes`).
 
@@ -170,17 +167,11 @@ def begin_run(
         digest = hashlib.sha256(canonical_json([identity, inputs])).hexdigest()
         run = f"{study.name}-{digest[:8]}"
         if reduction == "auto":
-            reduction = choose_reduction(plan)
+            reduction = "compiled" if can_compile() else "eager"
         record = _record(plan, run, identity) | {"threads": threads, "reduction": reduction}
         staged.put_json(_RECORD_NAME, record)
         store.files.publish(staged, layout.run_folder(run), last=_RECORD_NAME)
     return load_run(store, run)
-
-
-def choose_reduction(plan: Plan) -> Reduction:
-    """Compiled reductions if they save more time than compiling them takes, and can be compiled."""
-    values = plan.model.num_neurons * sum(draw.num_counted for draw in plan.tasks.values())
-    return "compiled" if values >= _VALUES_WORTH_COMPILING and can_compile() else "eager"
 
 
 def _writer(staged: StoreFiles) -> Callable[[str, int, pa.Table], FileRecord]:

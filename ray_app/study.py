@@ -272,9 +272,9 @@ class ResourceSettings(_Settings):
     )
     reduction: Literal["auto", "eager", "compiled"] = Field(
         "auto",
-        description="How statistics are reduced: by torch's operators, or by a kernel that "
-        "torch.compile builds; 'auto' compiles for long runs where a C++ compiler is. Fixed when "
-        "the run begins, because the two differ in the last bits.",
+        description="How statistics and losses are computed: by torch's operators, or by kernels "
+        "compiled where the stage runs; 'auto' compiles if there is a C compiler where the run "
+        "begins. Fixed then, because the two differ in the last bits.",
     )
     max_deaths: int = Field(
         10,

@@ -12,13 +12,10 @@ from typing import Literal
 
 import pyarrow as pa
 
-__all__ = ["SCHEMA_VERSION", "SITES", "TABLES", "Table"]
+__all__ = ["SCHEMA_VERSION", "TABLES", "Table"]
 
 SCHEMA_VERSION = 1
 """Raised whenever a name, a type or a meaning below changes."""
-
-SITES = ("attn", "mlp")
-"""Where neurons are read: the input of a layer's attention or MLP output projection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,6 +35,18 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any-machine")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make long` asks for the long forms of slow tests."""
+    parser.addoption("--long", action="store_true", help="run slow tests in their long form")
+
+
+@pytest.fixture(scope="session")
+def long_form(request: pytest.FixtureRequest) -> bool:
+    """Whether slow tests run in their long form."""
+    return bool(request.config.getoption("--long"))
+
+
 WORDS = {
     "code": "def merge ( left , right ) : return [ * left , * right ] if left else right".split(),
     "prose": "the lake lies still in the morning and the boats wait for wind".split(),

@@ -78,6 +78,9 @@ class Modality(Protocol):
 class Language:
     """Token ids; every token but the first is predicted from those before it."""
 
+    def __init__(self, *, compiled: bool = False) -> None:
+        self._compiled = compiled
+
     def inputs(self, batch: Batch, *, is_first: bool) -> Tensor:
         """(B, P) int64; padding is 0, which no result depends on."""
         token_ids = torch.zeros(batch.shape, dtype=torch.int64)
@@ -90,7 +93,7 @@ class Language:
         """Of each sample, the tokens after the first; `output` is (B, P, vocabulary)."""
         ids = inputs.to(output.device)
         return [
-            score_predictions(output[row, :length], ids[row, :length])
+            score_predictions(output[row, :length], ids[row, :length], compiled=self._compiled)
             for row, length in enumerate(batch.lengths.tolist())
         ]
 
@@ -130,7 +133,8 @@ class _ClassPrediction(Prediction):
 class Images:
     """Pixels; the class of each image is predicted, if the model has a head."""
 
-    def __init__(self, architecture: ImageArchitecture) -> None:
+    def __init__(self, architecture: ImageArchitecture, *, compiled: bool = False) -> None:
+        self._compiled = compiled
         self._read = architecture.reader
         self._classes = architecture.classes
         self._has_head = architecture.num_outputs > 0
@@ -159,7 +163,9 @@ class Images:
         scored = []
         for logits, label, predicted in zip(output, labels, best, strict=True):
             wanted = torch.tensor([] if label is None else [label], dtype=torch.int64)
-            found = score_rows(logits.expand(len(wanted), -1), wanted.to(output.device))
+            found = score_rows(
+                logits.expand(len(wanted), -1), wanted.to(output.device), compiled=self._compiled
+            )
             scored.append(_ClassPrediction(found.loss, found.top1, found.top10, predicted))
         return list(scored)
 
@@ -197,8 +203,13 @@ class Images:
         }
 
 
-def modality_of(architecture: Architecture) -> Modality:
-    """What a model reads, and how it is scored."""
+def modality_of(architecture: Architecture, *, compiled: bool = False) -> Modality:
+    """What a model reads, and how it is scored.
+
+    Args:
+        architecture: the model.
+        compiled: as for `score_rows`.
+    """
     if isinstance(architecture, ImageArchitecture):
-        return Images(architecture)
-    return Language()
+        return Images(architecture, compiled=compiled)
+    return Language(compiled=compiled)

@@ -5,20 +5,23 @@ in float64 by the parallel-variance formula of Chan, Golub and LeVeque (1979), s
 number of positions nor a mean far from zero costs accuracy.
 """
 
-import os
-import shutil
+import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ray_app.native import can_build, load_library
+
 __all__ = [
     "CompiledMomentAccumulator",
     "MomentAccumulator",
+    "NativeMomentAccumulator",
     "Reduction",
     "can_compile",
     "make_accumulator",
@@ -27,6 +30,8 @@ __all__ = [
 _BLOCK_ROWS = 128
 """128 rows x 1536 neurons of float32 fill 0.8 MB; larger blocks fall out of a core's cache."""
 
+
+_SOURCE = Path(__file__).with_name("moments.c")
 
 Reduction = Literal["eager", "compiled"]
 """How a block is reduced: by torch's operators one after the other, or by one compiled kernel. Both
@@ -53,12 +58,17 @@ class MomentAccumulator:
         self._scratch = torch.empty(_BLOCK_ROWS, width, device=device)
         self._block_sums = torch.empty(5, width, device=device)
 
-    def add(self, z: Tensor) -> None:
+    def add(self, z: Tensor, counted: Tensor | None = None) -> None:
         """Add activations.
 
         Args:
             z: shape (positions, width), any floating dtype; not changed.
+            counted: (C,) int64 on the CPU, the positions that count; all if not given.
         """
+        if counted is not None:
+            z = z.index_select(0, counted.to(z.device))
+        if len(z) == 0:
+            return
         for block in z.split(_BLOCK_ROWS):
             self._add_block(block.float())
 
@@ -112,11 +122,42 @@ class MomentAccumulator:
         }
 
 
-class CompiledMomentAccumulator(MomentAccumulator):
-    """The same statistics, by a kernel that reads a block twice instead of seventeen times.
+class NativeMomentAccumulator(MomentAccumulator):
+    """The same statistics by moments.c, which reads each activation once; on the CPU.
 
-    torch.compile builds the kernel on first use, which takes a C++ compiler (on GPUs, Triton) and
-    some seconds, and keeps it for later processes of the machine.
+    Its bits depend neither on the machine nor on the number of threads.
+    """
+
+    def add(self, z: Tensor, counted: Tensor | None = None) -> None:
+        """Add activations; as `MomentAccumulator.add`."""
+        rows = len(z) if counted is None else len(counted)
+        if rows == 0:
+            return
+        values = z.float()
+        if values.stride(1) != 1:
+            values = values.contiguous()
+        chosen = None if counted is None else counted.contiguous()
+        _add_moments()(
+            values.data_ptr(),
+            values.stride(0),
+            None if chosen is None else chosen.data_ptr(),
+            rows,
+            self.width,
+            self._count,
+            self._mean.data_ptr(),
+            self._m2.data_ptr(),
+            self._sums.data_ptr(),
+            self._min.data_ptr(),
+            self._max.data_ptr(),
+            torch.get_num_threads(),
+        )
+        self._count += rows
+
+
+class CompiledMomentAccumulator(MomentAccumulator):
+    """The same statistics by a kernel of torch.compile, which reads a block twice; on GPUs.
+
+    The kernel is built on first use, which takes some seconds, and kept for later processes.
     """
 
     def _add_block(self, z: Tensor) -> None:
@@ -128,16 +169,35 @@ class CompiledMomentAccumulator(MomentAccumulator):
 
 
 def can_compile() -> bool:
-    """Whether this machine has what torch.compile needs on CPUs."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """Whether this machine has the C compiler that compiled reductions need."""
+    return can_build(_SOURCE)
 
 
 def make_accumulator(
     width: int, device: torch.device | str = "cpu", *, reduction: Reduction = "eager"
 ) -> MomentAccumulator:
-    """Statistics of `width` neurons, reduced as the run began to reduce them."""
-    kind = MomentAccumulator if reduction == "eager" else CompiledMomentAccumulator
-    return kind(width, device)
+    """Statistics of `width` neurons, reduced as the run began to reduce them.
+
+    Raises:
+        NativeError: if they are to be reduced by moments.c and it cannot be built here.
+    """
+    if reduction == "eager":
+        return MomentAccumulator(width, device)
+    if torch.device(device).type != "cpu":
+        return CompiledMomentAccumulator(width, device)
+    _add_moments()
+    return NativeMomentAccumulator(width)
+
+
+@cache
+def _add_moments() -> Any:
+    function = load_library(_SOURCE).add_moments
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [
+        pointer, number, pointer, number, number, number, *[pointer] * 5, ctypes.c_int
+    ]  # fmt: skip
+    function.restype = None
+    return function
 
 
 @cache

@@ -56,15 +56,12 @@ class ShardParts:
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
         """What the hooks call: add the counted positions of one site to its statistics."""
-        counted = batch.counted
 
         def add(key: SiteKey, z: Tensor) -> None:
             rows = z.flatten(0, -2)
-            if counted is not None:
-                rows = rows.index_select(0, counted.to(rows.device))
             if self._checks:
                 self._check_rows(batch, key, rows)
-            self.moments[key].add(rows)
+            self.moments[key].add(rows, batch.counted)
 
         return add
 
@@ -194,6 +191,8 @@ class ShardParts:
         )
 
     def _check_rows(self, batch: Batch, key: SiteKey, rows: Tensor) -> None:
+        if batch.counted is not None:
+            rows = rows.index_select(0, batch.counted.to(rows.device))
         # Written so that NaN is not sound either; float16 could not hold the bound.
         sound = rows.float().abs() <= _LARGEST
         if sound.all():

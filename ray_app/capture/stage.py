@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.modality import UnreadableError, modality_of
-from ray_app.capture.moments import Reduction, can_compile
+from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.partial import ShardParts, SiteKey
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.models.hooks import read_inputs
@@ -61,6 +61,7 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
     Raises:
         CaptureError: if the weights are not those of the plan.
         ModelError: if the model cannot be loaded or its sites do not behave.
+        NativeError: if reductions are compiled and cannot be built here.
     """
     model = load_stage_model(spec, device=device)
     return Stage(
@@ -75,12 +76,9 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
 
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
     """The model of a stage, with its sites confirmed; errors as `build_stage`."""
-    if spec.reduction == "compiled" and not can_compile():
-        raise CaptureError(
-            f"the run {spec.run!r} began with compiled reductions, and this machine has no C++ "
-            "compiler: install g++ here, or begin a run with resources.reduction: eager."
-        )
     torch.set_num_threads(spec.threads)
+    # What cannot be built here is known before the weights are read.
+    make_accumulator(1, device, reduction=spec.reduction)
     files = locate_model(spec.model)
     if files.fingerprint != spec.fingerprint:
         raise CaptureError(
@@ -107,7 +105,7 @@ class Stage:
         reduction: Reduction = "eager",
     ) -> None:
         self._model = model
-        self._modality = modality_of(model.architecture)
+        self._modality = modality_of(model.architecture, compiled=reduction == "compiled")
         self._sites = sorted(sites, key=lambda site: (site.site, site.layer))
         self._modules: dict[SiteKey, nn.Module] = {
             (site.site, site.layer): model.model.get_submodule(site.module) for site in sites

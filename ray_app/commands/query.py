@@ -28,6 +28,10 @@ def sql(
             raise click.UsageError("Parquet is not for a terminal: pass --output FILE, or a pipe.")
         _export_to_stdout(store, query, result_format)
         return
+    if not output.parent.is_dir():
+        raise StoreError(
+            f"cannot write --output {output}: there is no folder {output.parent}. Make it first."
+        )
     # The temporary name keeps a failing query from leaving half a file behind.
     temporary = output.with_name(f".{output.name}.tmp")
     try:

@@ -48,3 +48,12 @@ def test_the_cloud_file_scales_gpu_workers() -> None:
     worker = load("cluster.yaml")["available_node_types"]["gpu_worker"]
     assert worker["resources"]["GPU"] == 1
     assert 1 <= worker["min_workers"] < worker["max_workers"] <= load("cluster.yaml")["max_workers"]
+
+
+def test_the_local_file_makes_up_for_what_rays_launcher_lacks() -> None:
+    config = load("cluster.local.yaml")
+    (start,) = (line for line in config["head_start_ray_commands"] if "ray start" in line)
+    # The second autoscaler starts no worker of this provider, and `ray up` exports a 1.
+    assert "RAY_enable_autoscaler_v2=0 ray start" in start
+    # `ray down` runs `ray stop` over ssh, and a job's command has the PATH of `ray start`.
+    assert any("actlake-env/bin:$PATH" in line for line in config["setup_commands"])

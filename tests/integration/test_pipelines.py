@@ -192,7 +192,8 @@ def test_an_error_of_a_stage_reaches_the_driver_as_it_is_and_keeps_what_is_commi
     ):
         driver.capture(run, workers, NoProgress())
     committed = run.store.committed(run.id)
-    assert committed >= {shard.key for shard in run.shards if shard.task == "code"}
+    *before, _written_beside = [shard.key for shard in run.shards if shard.task == "code"]
+    assert committed >= set(before)
     assert len(committed) < len(run.shards)
     assert verify_store(run.store).problems == []
 

@@ -1,13 +1,12 @@
 """A capture over two hosts survives the death of one; see two_hosts.py."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import two_hosts
+from hosts import why_no_hosts
 from ray_app.capture import driver
 from ray_app.capture.stage import build_stage
 from ray_app.capture.workers import LocalWorkers
@@ -18,19 +17,6 @@ from ray_app.study import load_study
 from storage import create_store
 
 WORDS = "the lake lies still in the morning and every boat waits for wind from the north".split()
-
-
-@pytest.fixture
-def two_hosts() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "two_hosts", Path(__file__).with_name("two_hosts.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["two_hosts"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def undisturbed(study_path: Path, root: Path) -> list[str]:
@@ -45,9 +31,9 @@ def undisturbed(study_path: Path, root: Path) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_the_worker_host_dies_and_the_store_is_the_same_as_without_that(
-    two_hosts: ModuleType, tmp_path: Path, text_folder: Path, write_study: Callable[..., Path]
+    tmp_path: Path, text_folder: Path, write_study: Callable[..., Path]
 ) -> None:
-    reason = two_hosts.why_not()
+    reason = why_no_hosts()
     if reason is not None:
         pytest.skip(reason)
     for number in range(400):

@@ -257,6 +257,9 @@ def test_an_answer_is_written_whole_or_not_at_all(
         f"cannot write --output {tmp_path}/texts: Is a directory. Give the name of a file."
     )
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert refused("sql", store, query, "--format", "csv", "--output", tmp_path / "no" / "a") == (
+        f"cannot write --output {tmp_path}/no/a: there is no folder {tmp_path}/no. Make it first."
+    )
 
 
 def test_answers_go_to_standard_output_in_every_format(call: Call, store: Path) -> None:

@@ -11,9 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_app.capture.moments import MomentAccumulator
+from ray_app.capture.moments import (
+    CompiledMomentAccumulator,
+    MomentAccumulator,
+    NativeMomentAccumulator,
+)
 from storage import create_store, layout
 from storage.store import Store
+
+Kind = type[MomentAccumulator]
+
+each_kind = pytest.mark.parametrize("kind", [MomentAccumulator, NativeMomentAccumulator])
 
 SUMS = ("abs_sum", "sqrt_sum", "pos_sum", "neg_sum")
 
@@ -37,8 +45,8 @@ def two_pass(z: torch.Tensor) -> dict[str, np.ndarray]:
     }
 
 
-def accumulate(blocks: list[torch.Tensor]) -> dict[str, np.ndarray]:
-    moments = MomentAccumulator(blocks[0].shape[1])
+def accumulate(blocks: list[torch.Tensor], kind: Kind = MomentAccumulator) -> dict[str, np.ndarray]:
+    moments = kind(blocks[0].shape[1])
     for block in blocks:
         moments.add(block)
     assert moments.first_non_finite() is None
@@ -87,37 +95,81 @@ def split_activations(draw: st.DrawFn) -> tuple[torch.Tensor, list[torch.Tensor]
     return z, draw(st.permutations(blocks))
 
 
+@each_kind
 @settings(max_examples=150, deadline=None)
-@given(split_activations())
+@given(case=split_activations())
 def test_any_split_in_any_order_gives_the_two_pass_statistics(
-    case: tuple[torch.Tensor, list[torch.Tensor]],
+    kind: Kind, case: tuple[torch.Tensor, list[torch.Tensor]]
 ) -> None:
     z, blocks = case
-    assert_statistics_agree(accumulate(blocks), two_pass(z))
+    assert_statistics_agree(accumulate(blocks, kind), two_pass(z))
 
 
-@given(st.floats(-(2.0**50), 2.0**50, width=32), st.integers(1, 400))
+def test_the_kernel_for_gpus_agrees_too() -> None:
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(700, 24, generator=random) * torch.logspace(-3, 3, 24)
+    z += torch.linspace(-100, 100, 24) * torch.logspace(-3, 3, 24)
+    z[:, 3] = 0
+    found = accumulate(list(z.split([1, 128, 300, 271])), CompiledMomentAccumulator)
+    assert_statistics_agree(found, two_pass(z))
+
+
+@pytest.mark.parametrize("width", [1, 17, 1536, 1700])
+def test_the_number_of_threads_changes_no_bit(width: int) -> None:
+    z = torch.randn(300, width, generator=torch.Generator().manual_seed(width))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(accumulate([z[:7], z[7:]], NativeMomentAccumulator))
+    finally:
+        torch.set_num_threads(before)
+    assert_statistics_agree(found[0], two_pass(z))
+    for other in found[1:]:
+        for name, column in found[0].items():
+            np.testing.assert_array_equal(column, other[name], err_msg=name)
+
+
+@each_kind
+def test_only_counted_positions_count_and_strides_do_not_matter(kind: Kind) -> None:
+    z = torch.randn(2, 130, 12, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([0, 3, 4, 131, 259])
+    rows = z.flatten(0, 1)
+    wanted = two_pass(rows[counted])
+    for same in (rows, rows.T.contiguous().T, torch.cat([rows, rows], 1)[:, :12]):
+        moments = kind(12)
+        moments.add(same, counted)
+        moments.add(same, counted[:0])
+        found = {name: column.to_numpy() for name, column in moments.columns().items()}
+        assert_statistics_agree(found, wanted)
+
+
+@each_kind
+@given(value=st.floats(-(2.0**50), 2.0**50, width=32), rows=st.integers(1, 400))
 def test_a_constant_neuron_has_its_value_as_mean_and_no_variance_at_all(
-    value: float, rows: int
+    kind: Kind, value: float, rows: int
 ) -> None:
-    found = accumulate(list(torch.full((rows, 1), value).split(7)))
+    found = accumulate(list(torch.full((rows, 1), value).split(7)), kind)
     assert found["mean"] == value
     assert found["m2"] == 0
 
 
-def test_the_mean_of_a_million_positions_far_from_zero_keeps_its_variance() -> None:
+@each_kind
+def test_the_mean_of_a_million_positions_far_from_zero_keeps_its_variance(kind: Kind) -> None:
     random = torch.Generator().manual_seed(0)
     z = torch.randn(1_000_000, 2, generator=random) + 100
-    found = accumulate(list(z.split(1013)))
+    found = accumulate(list(z.split(1013)), kind)
     np.testing.assert_allclose(found["mean"], z.double().mean(0).numpy(), rtol=1e-12)
     variance = z.double().var(0, unbiased=False).numpy()
     np.testing.assert_allclose(found["m2"] / found["n"], variance, rtol=1e-6)
 
 
-def test_activations_are_read_and_not_changed() -> None:
+@each_kind
+def test_activations_are_read_and_not_changed(kind: Kind) -> None:
     z = torch.linspace(-1, 1, 600).reshape(300, 2)
     before = z.clone()
-    accumulate([z])
+    accumulate([z], kind)
     assert torch.equal(z, before)
 
 
@@ -128,14 +180,17 @@ def test_nothing_added_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e20, 3e38])
-def test_the_first_neuron_that_is_not_finite_or_too_large_to_square_is_named(value: float) -> None:
+@each_kind
+def test_the_first_neuron_that_is_not_finite_or_too_large_to_square_is_named(
+    kind: Kind, value: float
+) -> None:
     z = torch.zeros(300, 5)
     z[200, 3] = z[10, 4] = value
-    moments = MomentAccumulator(5)
+    moments = kind(5)
     moments.add(z[:150])
     moments.add(z[150:])
     assert moments.first_non_finite() == 3
-    assert MomentAccumulator(5).first_non_finite() is None
+    assert kind(5).first_non_finite() is None
 
 
 def store_shards(folder: Path, shards: list[torch.Tensor]) -> Store:
