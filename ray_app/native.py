@@ -39,13 +39,13 @@ class NativeError(ActlakeError):
 def load_library(source: Path) -> ctypes.CDLL:
     """Build a C source for this machine's processor and load it.
 
-    Its OpenMP threads are those of torch, which brings the runtime that the library asks for.
+    Built by gcc, it shares the OpenMP threads of torch, which brings the runtime it asks for.
 
     Args:
         source: a .c file of this package.
 
     Raises:
-        NativeError: if there is no C compiler, or it fails.
+        NativeError: if there is no C compiler, it fails, or what it builds cannot be loaded.
     """
     names = (os.environ.get("CC", "cc"), "gcc", "clang")
     compiler = next((found for name in names if (found := shutil.which(name))), None)
@@ -53,7 +53,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise NativeError(
             "compiled reductions need a C compiler, and none of "
             f"{', '.join(dict.fromkeys(names))} is on this machine: install gcc here, or begin a "
-            "run with resources.reduction: eager."
+            "run in another store with resources.reduction: eager."
         )
     flags = _FLAGS + (_X86_FLAGS if platform.machine() == "x86_64" else ())
     with tempfile.TemporaryDirectory(prefix="actlake-") as folder:
@@ -63,10 +63,17 @@ def load_library(source: Path) -> ctypes.CDLL:
         if done.returncode != 0:
             raise NativeError(
                 f"compiled reductions cannot be built here, because {' '.join(command)} says: "
-                f"{' '.join(done.stderr.split())[:300]}; install gcc, or begin a run with "
-                "resources.reduction: eager."
+                f"{' '.join(done.stderr.split())[:300]}; install gcc, or begin a run in another "
+                "store with resources.reduction: eager."
             )
-        return ctypes.CDLL(str(library))
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            raise NativeError(
+                f"compiled reductions cannot be loaded from {folder}: {error}; set TMPDIR to a "
+                "folder whose files may be executed, or begin a run in another store with "
+                "resources.reduction: eager."
+            ) from error
 
 
 def can_build(source: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from ray_app.capture.moments import can_compile
+from ray_app.capture.moments import can_compile, make_accumulator
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import StageSpec
 from ray_app.models.sites import SiteLocation
@@ -133,7 +133,7 @@ def begin_run(
     model: ModelFacts,
     *,
     threads: int,
-    reduction: Literal["auto", "eager", "compiled"] = "eager",
+    reduction: Literal["auto", "eager", "compiled"] = "auto",
     on_task: Callable[[str], None] = lambda task: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Run:
@@ -155,8 +155,12 @@ def begin_run(
     Raises:
         StudyError: if a task yields nothing.
         PlanError: if the run does not fit this machine.
+        NativeError: if compiled reductions are asked for and cannot be built here.
         StoreError: if the store cannot be written.
     """
+    if reduction == "auto":
+        reduction = "compiled" if can_compile() else "eager"
+    make_accumulator(1, reduction=reduction)
     with store.files.staging() as staged:
         plan = make_plan(study, model, write=_writer(staged), on_task=on_task)
         for note in plan.notes():
@@ -166,8 +170,6 @@ def begin_run(
         inputs = [shard.samples.sha256 for shard in plan.shards]
         digest = hashlib.sha256(canonical_json([identity, inputs])).hexdigest()
         run = f"{study.name}-{digest[:8]}"
-        if reduction == "auto":
-            reduction = "compiled" if can_compile() else "eager"
         record = _record(plan, run, identity) | {"threads": threads, "reduction": reduction}
         staged.put_json(_RECORD_NAME, record)
         store.files.publish(staged, layout.run_folder(run), last=_RECORD_NAME)
@@ -185,8 +187,8 @@ def _writer(staged: StoreFiles) -> Callable[[str, int, pa.Table], FileRecord]:
 def _record(plan: Plan, run: str, identity: dict[str, Any]) -> dict[str, Any]:
     """What run.json says.
 
-    Runs of one study over the same inputs differ in `created` alone, and in `threads` where the
-    study leaves them to the machine.
+    Runs of one study over the same inputs differ in `created` alone, and in `threads` and
+    `reduction` where the study leaves them to the machine.
     """
     study, model = plan.study, plan.model
     shards = []

@@ -80,7 +80,8 @@ void add_moments(const float *z, int64_t stride, const int64_t *chosen, int64_t 
         int64_t n = width - first < size ? width - first : size;
         double squares[TILE] = {0}, total[TILE] = {0};
         Tile t;
-        if (before == 0) {
+        /* A mean of fewer rows than are added may lie too far off to be their pivot. */
+        if (before < count) {
             int64_t rows = count < BLOCK ? count : BLOCK;
             double start[TILE] = {0};
             for (int64_t r = 0; r < rows; r++)

@@ -1,8 +1,8 @@
 """Streaming sufficient statistics of neurons, exact over any number of batches.
 
-A batch is reduced in blocks of rows small enough to stay in cache, in float32; blocks are merged
-in float64 by the parallel-variance formula of Chan, Golub and LeVeque (1979), so neither the
-number of positions nor a mean far from zero costs accuracy.
+A batch is reduced in blocks of rows small enough to stay in cache, in float32, and blocks are added
+up in float64; what was added before is merged by the parallel-variance formula of Chan, Golub and
+LeVeque (1979), so neither the number of positions nor a mean far from zero costs accuracy.
 """
 
 import ctypes
@@ -33,6 +33,9 @@ _BLOCK_ROWS = 128
 
 _SOURCE = Path(__file__).with_name("moments.c")
 
+_CAST_ROWS = 8 * _BLOCK_ROWS
+"""Rows of another dtype that are held in float32 at once."""
+
 Reduction = Literal["eager", "compiled"]
 """How a block is reduced: by torch's operators one after the other, or by one compiled kernel. Both
 are as exact, and differ in the last bits."""
@@ -53,10 +56,10 @@ class MomentAccumulator:
         self._m2 = torch.zeros(width, dtype=torch.float64, device=device)
         # Rows: sqrt|z|, max(z, 0), min(z, 0), sign(z), |sign(z)|.
         self._sums = torch.zeros(5, width, dtype=torch.float64, device=device)
-        self._min = torch.full((width,), torch.inf, device=device)
-        self._max = torch.full((width,), -torch.inf, device=device)
-        self._scratch = torch.empty(_BLOCK_ROWS, width, device=device)
-        self._block_sums = torch.empty(5, width, device=device)
+        self._min = torch.full((width,), torch.inf, dtype=torch.float32, device=device)
+        self._max = torch.full((width,), -torch.inf, dtype=torch.float32, device=device)
+        self._scratch = torch.empty(_BLOCK_ROWS, width, dtype=torch.float32, device=device)
+        self._block_sums = torch.empty(5, width, dtype=torch.float32, device=device)
 
     def add(self, z: Tensor, counted: Tensor | None = None) -> None:
         """Add activations.
@@ -129,13 +132,25 @@ class NativeMomentAccumulator(MomentAccumulator):
     """
 
     def add(self, z: Tensor, counted: Tensor | None = None) -> None:
-        """Add activations; as `MomentAccumulator.add`."""
-        rows = len(z) if counted is None else len(counted)
-        if rows == 0:
+        """Add activations; as `MomentAccumulator.add`.
+
+        Raises:
+            ValueError: if z has not one column for each neuron.
+        """
+        if z.dim() != 2 or z.shape[1] != self.width:
+            raise ValueError(f"z must be (positions, {self.width}), found {tuple(z.shape)}")
+        if z.dtype == torch.float32:
+            self._add_float(z, counted)
             return
-        values = z.float()
-        if values.stride(1) != 1:
-            values = values.contiguous()
+        chosen = z if counted is None else z.index_select(0, counted)
+        for rows in chosen.split(_CAST_ROWS):
+            self._add_float(rows.float(), None)
+
+    def _add_float(self, z: Tensor, counted: Tensor | None) -> None:
+        rows = len(z) if counted is None else len(counted)
+        if rows == 0 or self.width == 0:
+            return
+        values = z if z.stride(1) == 1 else z.contiguous()
         chosen = None if counted is None else counted.contiguous()
         _add_moments()(
             values.data_ptr(),
@@ -169,7 +184,7 @@ class CompiledMomentAccumulator(MomentAccumulator):
 
 
 def can_compile() -> bool:
-    """Whether this machine has the C compiler that compiled reductions need."""
+    """Whether compiled reductions can be built on this machine."""
     return can_build(_SOURCE)
 
 
@@ -179,13 +194,14 @@ def make_accumulator(
     """Statistics of `width` neurons, reduced as the run began to reduce them.
 
     Raises:
-        NativeError: if they are to be reduced by moments.c and it cannot be built here.
+        NativeError: if reductions are to be compiled and there is no compiler here that works.
     """
     if reduction == "eager":
         return MomentAccumulator(width, device)
+    # torch.compile needs a C compiler too, and would say so only at the first batch.
+    _add_moments()
     if torch.device(device).type != "cpu":
         return CompiledMomentAccumulator(width, device)
-    _add_moments()
     return NativeMomentAccumulator(width)
 
 

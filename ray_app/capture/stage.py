@@ -63,6 +63,8 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
         ModelError: if the model cannot be loaded or its sites do not behave.
         NativeError: if reductions are compiled and cannot be built here.
     """
+    # What cannot be built here is known before the weights are read.
+    make_accumulator(1, device, reduction=spec.reduction)
     model = load_stage_model(spec, device=device)
     return Stage(
         model,
@@ -77,8 +79,6 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
     """The model of a stage, with its sites confirmed; errors as `build_stage`."""
     torch.set_num_threads(spec.threads)
-    # What cannot be built here is known before the weights are read.
-    make_accumulator(1, device, reduction=spec.reduction)
     files = locate_model(spec.model)
     if files.fingerprint != spec.fingerprint:
         raise CaptureError(

@@ -1,7 +1,7 @@
 /* Scores rows of logits: each row is read from memory once, and once more from the cache.
 
    Sums are kept in sixteen parts, whatever the machine's vectors hold, and nothing is contracted:
-   the result has the same bits on every machine and with every number of threads. */
+   the number of threads changes no bit, and another machine none but by its C library's log(). */
 
 #include <math.h>
 #include <stdint.h>

@@ -86,8 +86,10 @@ def _score_eager(values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def _score_native(values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     rows, vocabulary = values.shape
+    if int(wanted.min()) < 0 or int(wanted.max()) >= vocabulary:
+        raise IndexError(f"token ids must lie in 0..{vocabulary - 1}, found {wanted.tolist()}")
     values, wanted = values.contiguous(), wanted.contiguous()
-    loss = torch.empty(rows)
+    loss = torch.empty(rows, dtype=torch.float32)
     above, level = torch.empty(2, rows, dtype=torch.int32)
     _score_rows()(
         values.data_ptr(),

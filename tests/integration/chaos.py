@@ -378,7 +378,7 @@ def write_study(folder: Path, shards: int) -> Path:
             "shard_tokens": 2048,
         },
         "resources": {
-            "stages": len(CUT), "replicas": 2, "cpus_per_stage": 1, "reduction": "eager",
+            "stages": len(CUT), "replicas": 2, "cpus_per_stage": 1,
         },
     }  # fmt: skip
     path = folder / "chaos.yaml"

@@ -201,7 +201,7 @@ def test_an_error_of_a_stage_reaches_the_driver_as_it_is_and_keeps_what_is_commi
 def test_the_command_captures_in_stages_and_resumes(
     tmp_path: Path, write_study: Callable[..., Path], actlake: Callable[..., Any]
 ) -> None:
-    study = write_study(resources={"stages": 2, "cpus_per_stage": 1, "reduction": "eager"})
+    study = write_study(resources={"stages": 2, "cpus_per_stage": 1})
     arguments = ("capture", study, "--store", tmp_path / "store")
     first = actlake(*arguments)
     assert first.wait() == 0, first.output

@@ -146,6 +146,20 @@ def test_only_counted_positions_count_and_strides_do_not_matter(kind: Kind) -> N
 
 
 @each_kind
+def test_a_first_batch_far_off_costs_later_ones_no_accuracy(kind: Kind) -> None:
+    z = torch.randn(4097, 8, generator=torch.Generator().manual_seed(0))
+    z[0] = 1000
+    assert_statistics_agree(accumulate([z[:1], z[1:]], kind), two_pass(z))
+    found = accumulate([z[:1], z[1:]], kind)
+    np.testing.assert_allclose(found["m2"], two_pass(z)["m2"], rtol=1e-6)
+
+
+def test_another_width_is_refused_before_memory_is_read() -> None:
+    with pytest.raises(ValueError, match=r"z must be \(positions, 5\), found \(3, 4\)"):
+        NativeMomentAccumulator(5).add(torch.zeros(3, 4))
+
+
+@each_kind
 @given(value=st.floats(-(2.0**50), 2.0**50, width=32), rows=st.integers(1, 400))
 def test_a_constant_neuron_has_its_value_as_mean_and_no_variance_at_all(
     kind: Kind, value: float, rows: int

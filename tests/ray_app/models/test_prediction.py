@@ -94,6 +94,12 @@ def test_the_loss_of_a_row_that_is_not_finite_is_not_finite(compiled: bool, valu
     assert np.isfinite(found.loss).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("token", [-1, 5])
+def test_a_token_outside_the_vocabulary_is_refused_before_memory_is_read(token: int) -> None:
+    with pytest.raises(IndexError, match=r"token ids must lie in 0\.\.4"):
+        score_predictions(torch.zeros(2, 5), torch.tensor([0, token]), compiled=True)
+
+
 @each_way
 def test_logits_are_read_and_not_changed(compiled: bool) -> None:
     logits = torch.randn(70, 11, generator=torch.Generator().manual_seed(0))
