@@ -235,9 +235,12 @@ def _cannot_load(part: str, settings: ModelSettings, error: Exception) -> ModelE
     hint = "check the id, the network and access rights"
     if part == "GGUF file":
         hint = "the file may be incomplete or not a model: fetch it again"
+    elif part == "image processor":
+        hint = "write its preprocessor_config.json beside config.json"
     elif is_local:
         hint = "its files may be incomplete or damaged: write or fetch them again"
-    if "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
+    unknown = ("architecture", "model type", "Unrecognized")
+    if part != "image processor" and any(words in reason for words in unknown):
         hint = (
             "actlake needs a decoder that transformers' AutoModelForCausalLM knows, or a vision "
             "transformer of AutoModelForImageClassification or timm"
