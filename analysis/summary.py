@@ -11,7 +11,10 @@ __all__ = ["AnalysisView", "newest_analysis", "task_accuracy"]
 
 
 def task_accuracy(store: Store, run: str) -> list[dict[str, Any]]:
-    """task, tokens, loss (nats), top1 and top10 (shares) of each task, best predicted first."""
+    """task, predictions, loss (nats), top1 and top10 (shares) of each task, best predicted first.
+
+    What is predicted are tokens, or the classes of images.
+    """
     return _rows(store, "task_accuracy", run=run)
 
 

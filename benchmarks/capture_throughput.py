@@ -6,7 +6,8 @@ Every way computes the same batches. Rounds are interleaved, and a ratio is the 
 within the rounds, so that a machine that is busy for a while disturbs all ways alike. Captures are
 timed to their last commit, start-up excluded. One task of the study is read, up to N counted
 tokens, in two shards: writing costs the same for every shard, so shards much smaller than those of
-a real capture would measure nothing else.
+a real capture would measure nothing else. Of images, the bare pass gets pixels that are decoded
+already, and the capture decodes them.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from unittest.mock import patch
 import torch
 
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
-from ray_app.capture import driver, partial, stage
+from ray_app.capture import driver, modality, partial, stage
 from ray_app.capture.moments import can_compile
 from ray_app.capture.shards import batches_of
 from ray_app.capture.workers import LocalWorkers
@@ -71,8 +72,9 @@ def main() -> None:
 
 
 def bare_way(run: Run, weights: StageModel) -> Way:
+    read = modality.modality_of(weights.architecture).inputs
     batches = [
-        batch
+        (read(batch, is_first=True), batch.attention_mask)
         for shard in run.shards
         for batch in batches_of(run.store.files.get_table(shard.samples.path))
     ]
@@ -80,8 +82,8 @@ def bare_way(run: Run, weights: StageModel) -> Way:
     def way() -> float:
         start = time.perf_counter()
         with torch.inference_mode():
-            for batch in batches:
-                weights.run(batch.token_ids, batch.attention_mask, None)
+            for inputs, attention_mask in batches:
+                weights.run(inputs, attention_mask, None)
         return time.perf_counter() - start
 
     return way
@@ -122,7 +124,10 @@ def report(title: str, seconds: dict[str, list[float]], num_tokens: int) -> None
 
 
 def breakdown(run: Run, weights: StageModel) -> None:
-    spent = {"reducing activations": 0.0, "scoring predictions": 0.0, "writing parts": 0.0}
+    spent = dict.fromkeys(
+        ("reading inputs", "reducing activations", "scoring predictions", "writing parts"), 0.0
+    )
+    kind = type(modality.modality_of(weights.architecture))
 
     @contextmanager
     def clock(name: str) -> Iterator[None]:
@@ -144,9 +149,8 @@ def breakdown(run: Run, weights: StageModel) -> None:
             "reader",
             lambda self, batch: clocked("reducing activations", reader(self, batch)),
         ),
-        patch.object(
-            stage, "score_predictions", clocked("scoring predictions", stage.score_predictions)
-        ),
+        patch.object(kind, "inputs", clocked("reading inputs", kind.inputs)),
+        patch.object(kind, "score", clocked("scoring predictions", kind.score)),
         patch.object(stage.Stage, "write", clocked("writing parts", stage.Stage.write)),
     ):
         way = capture_way(run, weights)

@@ -25,7 +25,7 @@ _REQUEST = re.compile(r'"(?:\x1b\[[0-9;]*m)*(GET|PUT|POST|HEAD|DELETE) (\S+) HTT
 
 
 def rows(table: str, count: int) -> pa.Table:
-    fill = {pa.string(): "a", pa.bool_(): True}
+    fill = {pa.string(): "a", pa.bool_(): True, pa.binary(): b""}
     columns = {}
     for field in TABLES[table].schema:
         value = [] if pa.types.is_list(field.type) else fill.get(field.type, 1)

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 
 from ray_app.hub import why_unreachable
+from ray_app.models.architecture import Modality
 from ray_app.places import find_files, resolve_path
 from ray_app.study import Condition, StudyError, TaskSettings
+from ray_app.superclasses import load_superclasses
 
 __all__ = ["Document", "open_documents"]
 
@@ -27,29 +30,39 @@ _LOCAL_BUILDERS = ("arrow", "csv", "json", "parquet", "text", "webdataset", "xml
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of a task."""
+    """One text or image of a task."""
 
     source: str
     """Where it comes from: a path, 'name#row' of a dataset, 'name@place' of a drawn stream."""
-    text: str
+    text: str = ""
     """The text."""
+    image: bytes | None = None
+    """The image, encoded as it was found; None if there is none."""
     label: str | None = None
     """Its label, if it has one."""
+    label_id: int | None = None
+    """The label's number, if the dataset has numbers."""
 
 
-def open_documents(name: str, task: TaskSettings, seed: int) -> Iterator[Document]:
+def open_documents(
+    name: str, task: TaskSettings, seed: int, modality: Modality = "language"
+) -> Iterator[Document]:
     """Documents of one task (not a mixture), drawn in the order that the seed gives.
 
     Args:
         name: name of the task, for errors and for its own stream of random numbers.
         task: where the documents are.
         seed: the study's seed.
+        modality: whether texts or images are wanted.
 
     Raises:
         StudyError: if files, dataset, split or column are not there, or a row does not hold what
             column, template or filter expect; when documents are drawn.
     """
-    documents = _files(name, task, seed) if task.files is not None else _rows(name, task, seed)
+    if task.files is not None:
+        documents = _files(name, task, seed)
+    else:
+        documents = _rows(name, task, seed, modality)
     return itertools.islice(documents, task.limit)
 
 
@@ -79,20 +92,136 @@ def _files(name: str, task: TaskSettings, seed: int) -> Iterator[Document]:
         yield Document(source=path.relative_to(shared).as_posix(), text=text)
 
 
-def _rows(name: str, task: TaskSettings, seed: int) -> Iterator[Document]:
+def _rows(name: str, task: TaskSettings, seed: int, modality: Modality) -> Iterator[Document]:
     rows = _load(name, task)
     columns = rows.column_names
     if columns is None:  # A stream may not know its columns before its first row.
         columns = list(_first_row(name, task, rows))
-    render = _renderer(name, task, columns)
-    for column in [*task.filter, *([task.label_column] if task.label_column else [])]:
+    labels = [task.label_column] if task.label_column else []
+    for column in [*task.filter, *labels]:
         _require_column(name, column, columns)
+    if modality == "image":
+        rows = _with_encoded_images(name, task, rows, columns)
+        content = _image_of(name, task)
+    else:
+        content = _text_of(name, task, columns)
+    names = _class_names(rows)
+    is_chosen = _superclass_test(name, task, names.get(task.label_column or ""))
     for source, row in _in_drawn_order(name, task, rows, task_seed(name, seed)):
-        if all(_matches(name, column, row[column], test) for column, test in task.filter.items()):
-            label = None if task.label_column is None else row[task.label_column]
-            yield Document(
-                source=source, text=render(row), label=None if label is None else str(label)
+        label = _label(row, task, names)
+        if is_chosen(label.get("label")) and all(
+            _matches(name, column, _comparable(row[column], test, names.get(column)), test)
+            for column, test in task.filter.items()
+        ):
+            yield Document(source=source, **content(row), **label)
+
+
+def _class_names(rows: Any) -> dict[str, list[str]]:
+    """Names of the classes that columns of numbers stand for, by column."""
+    import datasets
+
+    features = (rows.features or {}).items()
+    return {name: kind.names for name, kind in features if isinstance(kind, datasets.ClassLabel)}
+
+
+def _label(
+    row: Mapping[str, Any], task: TaskSettings, names: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """`Document.label` and `Document.label_id` of a row, if it has them."""
+    column = task.label_column
+    value = None if column is None else row[column]
+    if column is None or value is None:
+        return {}
+    if column in names:
+        # datasets writes -1 where a test set keeps its labels to itself.
+        return {} if value < 0 else {"label": names[column][value], "label_id": value}
+    return {"label": str(value), "label_id": value if isinstance(value, int) else None}
+
+
+def _comparable(value: Any, test: Any, names: list[str] | None) -> Any:
+    """A value of a column of classes by name, if that is how a filter speaks of them."""
+    tested = test.not_ if isinstance(test, Condition) else test
+    speaks_names = any(
+        isinstance(t, str) for t in (tested if isinstance(tested, list) else [tested])
+    )
+    return names[value] if names is not None and speaks_names and value is not None else value
+
+
+def _superclass_test(
+    name: str, task: TaskSettings, classes: list[str] | None
+) -> Callable[[str | None], bool]:
+    """Whether rows of a label belong to the task.
+
+    Raises:
+        StudyError: if the table lacks the superclass, or a label of the dataset.
+    """
+    if task.superclasses is None or task.superclass is None:
+        return lambda label: True
+    table = load_superclasses(f"tasks.{name}.superclasses", task.superclasses)
+    wanted = task.superclass
+    if wanted not in table.values():
+        raise StudyError(
+            f"tasks.{name}.superclass must be one of {', '.join(dict.fromkeys(table.values()))}, "
+            f"found {wanted!r}."
+        )
+
+    def superclass_of(label: str) -> str:
+        if label not in table:
+            raise StudyError(
+                f"tasks.{name}: the label {label!r} of column {task.label_column!r} is in no "
+                f"superclass of {task.superclasses}: correct the table, or choose another "
+                "label_column."
             )
+        return table[label]
+
+    for label in classes or []:
+        superclass_of(label)
+    return lambda label: label is not None and superclass_of(label) == wanted
+
+
+def _with_encoded_images(name: str, task: TaskSettings, rows: Any, columns: list[str]) -> Any:
+    """The same rows, with images as they are stored instead of decoded."""
+    import datasets
+
+    column = task.image_column
+    _require_column(name, column, columns)
+    kind = (rows.features or {}).get(column)
+    holds_images = (
+        kind is None
+        or isinstance(kind, datasets.Image)
+        or (isinstance(kind, dict) and "bytes" in kind)
+        or getattr(kind, "dtype", None) in ("binary", "large_binary", "string")
+    )
+    if not holds_images:
+        raise StudyError(
+            f"tasks.{name}.image_column: {column!r} must hold images or paths of image files, "
+            f"found {kind}; the columns are: {', '.join(columns)}."
+        )
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
+def _image_of(name: str, task: TaskSettings) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def image(row: Mapping[str, Any]) -> dict[str, Any]:
+        stored = row[task.image_column] or {}
+        data, path = stored.get("bytes"), stored.get("path")
+        if data is None and path is not None:
+            try:
+                with fsspec.open(path, "rb") as file:
+                    data = file.read()
+            except (OSError, ValueError) as error:
+                raise StudyError(
+                    f"tasks.{name}.image_column: cannot read the image {path}: {error}."
+                ) from error
+        return {"image": data}
+
+    return image
+
+
+def _text_of(
+    name: str, task: TaskSettings, columns: list[str]
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    render = _renderer(name, task, columns)
+    return lambda row: {"text": render(row)}
 
 
 def _load(name: str, task: TaskSettings) -> Any:

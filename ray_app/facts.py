@@ -1,12 +1,12 @@
 """What is known of a study's model before its weights are read."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ray_app.models.loading import ModelFiles, load_config, locate_model
+from ray_app.models.architecture import Architecture
+from ray_app.models.loading import ModelFiles, load_architecture, locate_model
 from ray_app.models.parts import find_parts, whole_parts
 from ray_app.models.quantization import check_quantizable
-from ray_app.models.sites import SiteLocation, empty_model, find_sites, layer_prefixes
+from ray_app.models.sites import SiteLocation, find_sites, layer_prefixes
 from ray_app.models.sizes import PartSizes, measure_parts
 from ray_app.study import Study, StudyError
 
@@ -19,22 +19,19 @@ class ModelFacts:
 
     files: ModelFiles
     """Where it is."""
-    architecture: str
-    """Class name in transformers."""
-    num_layers: int
-    """Number of layers."""
+    architecture: Architecture
+    """What it is."""
     num_parameters: int
     """Number of parameters."""
-    vocabulary: int
-    """Size of the vocabulary."""
-    hidden: int
-    """Width of the residual stream."""
-    max_positions: int | None
-    """Longest sample that the model can read, if it has a bound."""
     sites: tuple[SiteLocation, ...]
     """Sites that the study captures."""
     sizes: PartSizes
     """Bytes of its parts."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.architecture.num_layers
 
     @property
     def num_neurons(self) -> int:
@@ -47,27 +44,23 @@ def inspect_model(study: Study) -> ModelFacts:
 
     Raises:
         ModelError: if the model is not there or its structure is not recognised.
-        StudyError: if layers or lengths do not fit the model.
+        StudyError: if layers, lengths or tasks do not fit the model.
     """
     files = locate_model(study.model)
-    config = load_config(study.model, files)
-    model = empty_model(config)
-    text = config.get_text_config()
+    architecture = load_architecture(study.model, files)
+    model = architecture.skeleton()
     by_hand = {str(site): pattern for site, pattern in study.model.site_modules.items()}
-    sites = find_sites(model, config, by_hand=by_hand)
+    sites = find_sites(model, architecture, by_hand=by_hand)
     check_quantizable(model, sites, study.model)
     facts = ModelFacts(
         files=files,
-        architecture=type(model).__name__,
-        num_layers=text.num_hidden_layers,
+        architecture=architecture,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocabulary=text.vocab_size,
-        hidden=text.hidden_size,
-        max_positions=getattr(text, "max_position_embeddings", None),
         sites=tuple(sites),
-        sizes=_sizes(study, config),
+        sizes=_sizes(study, architecture),
     )
-    _check_against_model(study, facts)
+    _check_modality(study, architecture)
+    _check_against_model(study, architecture)
     layers = range(facts.num_layers) if study.capture.layers == "all" else study.capture.layers
     chosen = [s for s in facts.sites if s.layer in layers and s.site in study.capture.sites]
     for site in study.capture.sites:
@@ -79,32 +72,67 @@ def inspect_model(study: Study) -> ModelFacts:
     return replace(facts, sites=tuple(chosen))
 
 
-def _sizes(study: Study, config: Any) -> PartSizes:
-    model = empty_model(config)
+def _sizes(study: Study, architecture: Architecture) -> PartSizes:
+    model = architecture.skeleton()
     if study.resources.stages == 1:
-        prefixes = layer_prefixes(model, config.get_text_config().num_hidden_layers)
-        parts = whole_parts(prefixes, config)
+        parts = whole_parts(layer_prefixes(model, architecture.num_layers), architecture)
     else:
-        parts = find_parts(empty_model(config), config)
-    return measure_parts(model, parts, study.model, config)
+        parts = find_parts(architecture.skeleton(), architecture)
+    return measure_parts(model, parts, study.model)
 
 
-def _check_against_model(study: Study, model: ModelFacts) -> None:
+def _check_against_model(study: Study, model: Architecture) -> None:
     layers = study.capture.layers
     wrong = [] if layers == "all" else [n for n in layers if not 0 <= n < model.num_layers]
     if wrong:
         raise StudyError(
-            f"capture.layers must lie in 0..{model.num_layers - 1} for {model.architecture}, "
+            f"capture.layers must lie in 0..{model.num_layers - 1} for {model.name}, "
             f"found {wrong[0]}."
         )
     stages = study.resources.stages
     if stages != "auto" and stages > model.num_layers:
         raise StudyError(
             f"resources.stages must be at most {model.num_layers}, the number of layers of "
-            f"{model.architecture}, found {stages}."
+            f"{model.name}, found {stages}."
         )
-    if model.max_positions is not None and study.capture.max_length > model.max_positions:
+    longest = study.capture.max_length if model.modality == "language" else 0
+    if model.max_positions is not None and longest > model.max_positions:
         raise StudyError(
             f"capture.max_length must be at most {model.max_positions}, the longest sample that "
-            f"{model.architecture} can read, found {study.capture.max_length}."
+            f"{model.name} can read, found {study.capture.max_length}."
         )
+
+
+_IGNORED_CAPTURE = {
+    "image": ("max_length", "long_documents", "windows_per_document"),
+    "language": (),
+}
+_IGNORED_TASK = {"image": ("files", "column", "template"), "language": ("image_column",)}
+"""Keys that say nothing about what a model of the modality reads."""
+
+
+def _check_modality(study: Study, model: Architecture) -> None:
+    given = [
+        (f"capture.{key}", study.capture.model_fields_set, key)
+        for key in _IGNORED_CAPTURE[model.modality]
+    ]
+    for name, task in study.tasks.items():
+        given += [
+            (f"tasks.{name}.{key}", task.model_fields_set, key)
+            for key in _IGNORED_TASK[model.modality]
+        ]
+        # Superclasses need the label to choose rows by.
+        if model.num_outputs == 0 and task.label_column is not None and task.superclass is None:
+            raise StudyError(
+                f"tasks.{name}.label_column asks how well labels are predicted, and {model.name} "
+                "has no classification head: leave it out (filter and superclass choose rows "
+                "without it being predicted), or choose a model with a head."
+            )
+    reads = "images" if model.modality == "image" else "texts"
+    for place, keys, key in given:
+        if key in keys:
+            instead = ", and name a dataset of images" if key == "files" else ""
+            raise StudyError(
+                f"{place} says nothing about {reads}, which {model.name} reads: leave it "
+                f"out{instead}."
+            )

@@ -151,17 +151,24 @@ def place(
 def stage_bytes(study: Study, model: ModelFacts, layers: range) -> int:
     """Memory that the actor of a stage takes at most: on its GPU if it has one, else in all."""
     itemsize: int = getattr(torch, study.model.dtype).itemsize
-    rows = max(study.capture.batch_tokens, study.capture.max_length)
+    rows = max(study.capture.batch_tokens, _longest(study, model))
     sites = [site for site in model.sites if site.layer in layers]
     widest = max((site.width for site in model.sites), default=0)
     total = model.sizes.of_stage(layers)
-    total += rows * (8 * model.hidden + 4 * widest) * itemsize
+    total += rows * (8 * model.architecture.width + 4 * widest) * itemsize
     total += sum(site.width for site in sites) * _STATS_BYTES
     if layers.stop == model.num_layers:
-        total += rows * model.vocabulary * (itemsize + 1)
+        total += rows * model.architecture.num_outputs * (itemsize + 1)
     if study.resources.gpus_per_stage:
         return total
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
+
+
+def _longest(study: Study, model: ModelFacts) -> int:
+    """Positions of the longest sample."""
+    if model.architecture.modality == "image":
+        return model.architecture.num_probed
+    return study.capture.max_length
 
 
 def gib(num_bytes: int) -> str:

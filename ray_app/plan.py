@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_app.capture.shards import PlannedShard
+from ray_app.encoders import open_encoder
 from ray_app.facts import ModelFacts, inspect_model
-from ray_app.models.loading import load_tokenizer
 from ray_app.placement import PlanError, gib, local_nodes, stage_bytes, stage_ranges
-from ray_app.sampling import Encoder, TaskDraw, draw_task, open_all_documents
+from ray_app.sampling import TaskDraw, draw_task, open_all_documents
 from ray_app.study import Study, StudyError
 from storage import SCHEMA_VERSION, FileRecord
 
@@ -99,6 +99,7 @@ class Plan:
             free_bytes: what the store can still hold; None if it has no bound.
         """
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
+        image_bytes = sum(draw.num_image_bytes for draw in self.tasks.values())
         stats_rows = len(self.shards) * self.model.num_neurons
         cut = stage_ranges(self.study, self.model, local_nodes())
         num_files = (3 + len(cut)) * len(self.shards) + 2
@@ -106,6 +107,7 @@ class Plan:
             num_files=num_files,
             num_bytes=stats_rows * _STATS_ROW_BYTES
             + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
+            + image_bytes
             + num_files * _FILE_BYTES,
             stage_bytes=tuple(stage_bytes(self.study, self.model, n) for n in cut),
             replicas=self.study.resources.replicas,
@@ -133,9 +135,9 @@ def make_plan(
     Raises:
         StudyError: if a task yields nothing.
     """
-    encoder = Encoder(load_tokenizer(study.model, model.files), study.capture)
+    encoder = open_encoder(study, model)
     plan = Plan(study, model)
-    streams = open_all_documents(study)
+    streams = open_all_documents(study, model.architecture.modality)
     by_task: dict[str, list[PlannedShard]] = {name: [] for name in study.tasks}
     # Mixtures come last because they take what the others leave, and by name so that the order
     # of tasks in the file does not matter.
@@ -180,9 +182,13 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
 
     Resources and analyses are left out: they change how fast a run is and what is made of it.
     """
+    modality = model.architecture.modality
     software = ["torch", "transformers"]
+    if modality == "image":
+        software += ["timm", "torchvision", "pillow"]
     if study.model.quantization != "none":
         software.append("bitsandbytes")
+    special = "include" if study.capture.counts_special(modality) else "exclude"
     return {
         "schema_version": SCHEMA_VERSION,
         "seed": study.seed,
@@ -193,7 +199,8 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
             for name, task in study.tasks.items()
         },
         # How many samples may be set aside decides when a run stops, not what it holds.
-        "capture": study.capture.model_dump(mode="json", exclude={"max_quarantined"}),
+        "capture": study.capture.model_dump(mode="json", exclude={"max_quarantined"})
+        | {"special_tokens": special},
         "software": {name: importlib.metadata.version(name) for name in software},
     }
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from ray_app.capture.modality import modality_of
+from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.capture.stage import CaptureError, load_stage_model
 from ray_app.models.hooks import read_inputs
 from ray_app.models.parts import StageModel
-from ray_app.models.prediction import score_predictions
 from ray_app.run import load_run
 from storage import Store
 from storage.sqlfiles import load_query
@@ -34,9 +36,9 @@ class RecomputeReport:
     num_tokens: int = 0
     """Their tokens."""
     num_top1_differences: int = 0
-    """Tokens whose top-1 correctness differs; near-ties can."""
+    """Predictions whose top-1 correctness differs; near-ties can."""
     largest_loss_difference: float = 0.0
-    """Largest difference of a token's loss, in nats."""
+    """Largest difference of a loss, in nats."""
     largest_excess: float = 0.0
     """Farthest that a counted activation lies outside its neuron's extrema, relative to them."""
     problems: list[str] = field(default_factory=list)
@@ -48,8 +50,8 @@ def recompute_samples(
 ) -> RecomputeReport:
     """Run samples spread evenly over the committed shards through the model, one at a time.
 
-    Every token's loss must agree with the table ``tokens``, and every counted activation must lie
-    within the extrema of its neuron in the table ``stats``.
+    Every loss must agree with the tables ``tokens`` and ``predictions``, and every counted
+    activation must lie within the extrema of its neuron in the table ``stats``.
 
     Args:
         store: the store.
@@ -64,17 +66,20 @@ def recompute_samples(
     samples = store.table(query, {"run": run, "count": num_samples}).to_pylist()
     if not samples:
         raise CaptureError(f"run {run!r} has no committed shards yet: capture first.")
-    spec = load_run(store, run).stage_spec()
+    recorded = load_run(store, run)
+    shards = {shard.key: shard for shard in recorded.shards}
+    spec = recorded.stage_spec()
     model = load_stage_model(spec)
     modules = {(s.site, s.layer): model.model.get_submodule(s.module) for s in spec.sites}
     tolerance = _TOLERANCES[spec.model.dtype]
     report = RecomputeReport()
     for sample in samples:
         extrema = _extrema(store, run, sample)
-        loss, top1, excess = _compute(model, modules, sample, extrema)
+        batch = _alone(store, shards[sample["task"], sample["shard"]], sample["sample"])
+        loss, top1, excess = _compute(model, modules, batch, extrema)
         difference = float(np.abs(loss - np.array(sample["loss"], dtype=np.float32)).max(initial=0))
         report.num_samples += 1
-        report.num_tokens += len(sample["token_ids"])
+        report.num_tokens += batch.num_tokens
         report.num_top1_differences += int((top1 != np.array(sample["top1"])).sum())
         report.largest_loss_difference = max(report.largest_loss_difference, difference)
         report.largest_excess = max(report.largest_excess, excess)
@@ -99,18 +104,25 @@ def _extrema(store: Store, run: str, sample: dict[str, Any]) -> Extrema:
     }
 
 
+def _alone(store: Store, shard: PlannedShard, sample: int) -> Batch:
+    rows = store.files.get_table(shard.samples.path)
+    (batch,) = batches_of(rows.filter(pc.equal(rows["sample"], sample)))
+    return batch
+
+
 def _compute(
     model: StageModel,
     modules: dict[tuple[str, int], nn.Module],
-    sample: dict[str, Any],
+    batch: Batch,
     extrema: Extrema,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    ids = torch.tensor(sample["token_ids"])
-    counted = torch.tensor(sample["counted"])
+    modality = modality_of(model.architecture)
     excesses = [0.0]
 
     def compare(key: tuple[str, int], z: Tensor) -> None:
-        rows = z.flatten(0, -2)[counted].float()
+        rows = z.flatten(0, -2).float()
+        if batch.counted is not None:
+            rows = rows.index_select(0, batch.counted)
         if len(rows):
             lowest, highest = extrema[key]
             scale = torch.maximum(lowest.abs(), highest.abs()).clamp_min(1e-6)
@@ -118,6 +130,8 @@ def _compute(
             excesses.append(float(outside.max()))
 
     with torch.inference_mode(), read_inputs(modules, compare):
-        logits = model.run(ids[None], None, None)[0]
-        prediction = score_predictions(logits, ids)
-    return prediction.loss, prediction.top1, float(np.max(excesses))
+        inputs = modality.inputs(batch, is_first=True)
+        predictions = modality.score(batch, inputs, model.run(inputs, None, None))
+    losses = [np.zeros(0, dtype=np.float32), *(p.loss for p in predictions)]
+    top1 = [np.zeros(0, dtype=bool), *(p.top1 for p in predictions)]
+    return np.concatenate(losses), np.concatenate(top1), float(np.max(excesses))

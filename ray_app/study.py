@@ -39,8 +39,9 @@ class ModelSettings(_Settings):
     """Which model, and in which state."""
 
     source: str = Field(
-        description="A Hugging Face id ('mistralai/Mistral-7B-v0.3'), a local folder, a GGUF file, "
-        "or 'package:NAME/FILE' for a model file inside an installed Python package."
+        description="A Hugging Face id ('mistralai/Mistral-7B-v0.3'), 'timm:NAME' for a vision "
+        "transformer of timm, a local folder (of transformers, or of timm's save_for_hf), a GGUF "
+        "file, or 'package:NAME/FILE' for a model file inside an installed Python package."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face id.")
     init: Literal["pretrained", "random"] = Field(
@@ -89,7 +90,7 @@ _COMMON_KEYS = ("limit", "tokens")
 _TASK_KEYS = {
     "dataset": (
         "dataset", "subset", "split", "data_files", "revision", "streaming", "column", "template",
-        "label_column", "filter", *_COMMON_KEYS,
+        "image_column", "label_column", "superclasses", "superclass", "filter", *_COMMON_KEYS,
     ),
     "files": ("files", *_COMMON_KEYS),
     "mixture": ("mixture", *_COMMON_KEYS),
@@ -116,7 +117,24 @@ class TaskSettings(_Settings):
     template: str | None = Field(
         None, description="Text made of several columns instead: '{question}\\n{answer}'."
     )
-    label_column: str | None = Field(None, description="Column that holds the sample's label.")
+    image_column: str = Field(
+        "image",
+        description="Column that holds the image, for vision models: encoded bytes, or the path of "
+        "a file.",
+    )
+    label_column: str | None = Field(
+        None,
+        description="Column that holds the sample's label; of images, the class that the model is "
+        "to predict: by name, else by number.",
+    )
+    superclasses: str | None = Field(
+        None,
+        description="Table that groups labels into superclasses: cifar20 for the labels of "
+        "CIFAR-100, or a YAML file of {superclass: [labels]}.",
+    )
+    superclass: str | None = Field(
+        None, description="Keep rows whose label lies in this superclass of the table."
+    )
     filter: dict[str, Scalar | list[Scalar] | Condition] = Field(
         default_factory=dict,
         description="Rows to keep: {column: value}, {column: [values]} or "
@@ -153,6 +171,12 @@ class TaskSettings(_Settings):
                 f"{min(ignored)} says nothing about {given[0]} and would be ignored: leave it out; "
                 f"keys beside {given[0]} are {', '.join(_TASK_KEYS[given[0]])}"
             )
+        together = (self.superclasses, self.superclass)
+        if any(together) and not all((*together, self.label_column)):
+            raise ValueError(
+                "superclasses, superclass and label_column choose rows together: give all three, "
+                "or no superclass"
+            )
         if self.template is not None and "column" in self.model_fields_set:
             raise ValueError("column and template both say what the text is: leave one out")
         return self
@@ -167,7 +191,9 @@ class CaptureSettings(_Settings):
     layers: Annotated[list[int], Field(min_length=1)] | Literal["all"] = Field(
         "all", description="Layers to capture: 'all' or a list of layer numbers from 0."
     )
-    tokens: int = Field(100_000, ge=1, description="Counted tokens of each task.")
+    tokens: int = Field(
+        100_000, ge=1, description="Counted tokens of each task; of images, patches and tokens."
+    )
     max_length: int = Field(512, ge=2, description="Longest sample, in tokens.")
     long_documents: Literal["truncate", "split"] = Field(
         "truncate",
@@ -199,10 +225,11 @@ class CaptureSettings(_Settings):
             )
         return self
 
-    special_tokens: Literal["exclude", "include"] = Field(
-        "exclude",
-        description="Whether positions of special tokens (BOS and the like) count in statistics. "
-        "Their positions are in the table tokens either way.",
+    special_tokens: Literal["auto", "exclude", "include"] = Field(
+        "auto",
+        description="Whether positions of special tokens (BOS, the class token of images and the "
+        "like) count in statistics; 'auto' counts them in images only. Their positions are in the "
+        "table tokens either way.",
     )
     batch_tokens: int = Field(
         1024, ge=1, description="Most tokens of one batch, padding included (a sample is not cut)."
@@ -219,6 +246,12 @@ class CaptureSettings(_Settings):
         "losses are not finite) and are set aside in the table quarantine; one more stops the "
         "capture. May be raised to go on with a run.",
     )
+
+    def counts_special(self, modality: Literal["language", "image"]) -> bool:
+        """Whether special tokens count in statistics."""
+        if self.special_tokens == "auto":
+            return modality == "image"
+        return self.special_tokens == "include"
 
 
 class ResourceSettings(_Settings):
@@ -329,12 +362,17 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without silently overwritten keys."""
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""What '<<' is: the keys of another mapping, which those beside it override."""
+
+
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    given = [key for key, _ in node.value if key.tag != _MERGE]
+    keys = [loader.construct_object(key) for key in given]
     for index, key in enumerate(keys):
         if key in keys[:index]:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", node.value[index][0].start_mark
+                None, None, f"the key {key!r} is given twice", given[index].start_mark
             )
     return loader.construct_mapping(node, deep=True)
 

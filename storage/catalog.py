@@ -37,7 +37,10 @@ __all__ = [
     "views_script",
 ]
 
-VIEWS = ("committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "analyses")
+VIEWS = (
+    "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
+    "analyses",
+)  # fmt: skip
 """Names of all views, each after those it reads."""
 
 _READING = (
@@ -141,6 +144,7 @@ _DUCKDB_TYPES = {
     pa.float32(): "float",
     pa.float64(): "double",
     pa.string(): "varchar",
+    pa.binary(): "blob",
     pa.list_(pa.int32()): "integer[]",
     pa.list_(pa.string()): "varchar[]",
     pa.list_(pa.bool_()): "boolean[]",

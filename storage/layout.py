@@ -13,6 +13,7 @@ __all__ = [
     "run_path",
     "samples_path",
     "stats_path",
+    "table_path",
     "tokens_path",
 ]
 
@@ -27,14 +28,19 @@ def run_path(run: str) -> str:
     return f"{run_folder(run)}/run.json"
 
 
+def table_path(run: str, table: str, task: str, shard: int) -> str:
+    """Rows of one shard in a table that one worker writes as a whole."""
+    return f"{run_folder(run)}/{table}/task={task}/shard-{shard:05d}.parquet"
+
+
 def samples_path(run: str, task: str, shard: int) -> str:
     """The chosen inputs of one shard."""
-    return f"{run_folder(run)}/samples/task={task}/shard-{shard:05d}.parquet"
+    return table_path(run, "samples", task, shard)
 
 
 def tokens_path(run: str, task: str, shard: int) -> str:
     """Tokens of one shard with their losses."""
-    return f"{run_folder(run)}/tokens/task={task}/shard-{shard:05d}.parquet"
+    return table_path(run, "tokens", task, shard)
 
 
 def stats_path(run: str, task: str, shard: int, stage: int) -> str:
@@ -44,7 +50,7 @@ def stats_path(run: str, task: str, shard: int, stage: int) -> str:
 
 def quarantine_path(run: str, task: str, shard: int) -> str:
     """Samples of one shard that were set aside; there is no such file if none was."""
-    return f"{run_folder(run)}/quarantine/task={task}/shard-{shard:05d}.parquet"
+    return table_path(run, "quarantine", task, shard)
 
 
 def commit_path(run: str, task: str, shard: int) -> str:

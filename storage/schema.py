@@ -57,6 +57,13 @@ def _column(name: str, dtype: pa.DataType, doc: str, *, nullable: bool = False) 
 
 _SHARD = _column("shard", pa.int32(), "index of the shard inside the task")
 _SAMPLE = _column("sample", pa.int32(), "index of the sample inside the task")
+_LABEL = _column("label", pa.string(), "label of the sample, if it has one", nullable=True)
+_LABEL_ID = _column(
+    "label_id",
+    pa.int32(),
+    "of a labelled image: index of its class in the model's output",
+    nullable=True,
+)
 _SITE = _column("site", pa.string(), "'attn' or 'mlp'; any text for scores of your own")
 _LAYER = _column("layer", pa.int16(), "index of the layer, from 0")
 _NEURON = _column("neuron", pa.int32(), "index of the neuron inside its site and layer, from 0")
@@ -85,10 +92,27 @@ _RUN_TABLES = (
                 _column("batch", pa.int32(), "index of the batch inside the shard"),
                 _SAMPLE,
                 _column("source", pa.string(), "file or dataset row that the sample comes from"),
-                _column("label", pa.string(), "label of the sample, if it has one", nullable=True),
-                _column("text", pa.string(), "text of the sample, decoded from its tokens"),
-                _column("token_ids", pa.list_(pa.int32()), "token ids that the model reads"),
-                _column("tokens", pa.list_(pa.string()), "text of each token"),
+                _LABEL,
+                _LABEL_ID,
+                _column(
+                    "text",
+                    pa.string(),
+                    "text of the sample, decoded from its tokens; null for images",
+                    nullable=True,
+                ),
+                _column(
+                    "image",
+                    pa.binary(),
+                    "the image as the dataset encodes it (PNG, JPEG, ...); null for texts",
+                    nullable=True,
+                ),
+                _column(
+                    "token_ids",
+                    pa.list_(pa.int32()),
+                    "token ids that the model reads; null for images",
+                    nullable=True,
+                ),
+                _column("tokens", pa.list_(pa.string()), "text of each token (see table tokens)"),
                 _column("is_special", pa.list_(pa.bool_()), "whether each token is special"),
                 _column("counted", pa.list_(pa.bool_()), "whether each token counts in statistics"),
                 _column("num_tokens", pa.int32(), "number of tokens"),
@@ -99,33 +123,84 @@ _RUN_TABLES = (
     Table(
         name="tokens",
         owner="run",
-        purpose="Every token and how well the model predicted it from the tokens before it.",
+        purpose="Every position: tokens, with how well the model predicted them from those before; "
+        "of images, patches and the model's own tokens before them.",
         grain="one row per (run, task, sample, position)",
         schema=pa.schema(
             [
                 _SHARD,
                 _SAMPLE,
                 _column("position", pa.int32(), "index of the token inside the sample, from 0"),
-                _column("token_id", pa.int32(), "id of the token"),
-                _column("token", pa.string(), "text of the token"),
-                _column("is_special", pa.bool_(), "whether the tokenizer calls the token special"),
+                _column("token_id", pa.int32(), "id of the token; null for images", nullable=True),
+                _column(
+                    "token",
+                    pa.string(),
+                    "text of the token; of an image '[PATCH row,column]', or '[CLS]', '[DIST]' or "
+                    "'[REG]' for tokens that the model adds",
+                ),
+                _column(
+                    "is_special",
+                    pa.bool_(),
+                    "whether the tokenizer calls the token special; of an image, whether the "
+                    "model adds it",
+                ),
                 _column("counted", pa.bool_(), "whether the position counts in statistics"),
                 _column(
                     "loss",
                     pa.float32(),
-                    "-ln P(token | tokens before it), in nats; null at position 0",
+                    "-ln P(token | tokens before it), in nats; null at position 0 and for images",
                     nullable=True,
                 ),
                 _column(
                     "top1",
                     pa.bool_(),
-                    "whether the token was the most probable one; null at position 0",
+                    "whether the token was the most probable one; null where loss is",
                     nullable=True,
                 ),
                 _column(
                     "top10",
                     pa.bool_(),
-                    "whether it was among the ten most probable; null at position 0",
+                    "whether it was among the ten most probable; null where loss is",
+                    nullable=True,
+                ),
+            ]
+        ),
+    ),
+    Table(
+        name="predictions",
+        owner="run",
+        purpose="Every image and how well the model predicted its class; models without a "
+        "classification head leave none.",
+        grain="one row per (run, task, sample)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SAMPLE,
+                _LABEL,
+                _LABEL_ID,
+                _column(
+                    "predicted",
+                    pa.string(),
+                    "name of the most probable class; null if the model has no names",
+                    nullable=True,
+                ),
+                _column("predicted_id", pa.int32(), "index of the most probable class"),
+                _column(
+                    "loss",
+                    pa.float32(),
+                    "-ln P(label), in nats; null without a label",
+                    nullable=True,
+                ),
+                _column(
+                    "top1",
+                    pa.bool_(),
+                    "whether the label was the most probable class; null without a label",
+                    nullable=True,
+                ),
+                _column(
+                    "top10",
+                    pa.bool_(),
+                    "whether it was among the ten most probable; null without a label",
                     nullable=True,
                 ),
             ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_app.capture.errors import SampleError
+from ray_app.capture.modality import Modality
 from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.shards import Batch, CheckedShard, PlannedShard, SetAside, batches_of
 from ray_app.models.prediction import Prediction
@@ -35,10 +36,12 @@ class ShardParts:
         shard: PlannedShard,
         samples: pa.Table,
         sites: Sequence[SiteLocation],
+        modality: Modality,
         device: torch.device,
         reduction: Reduction,
     ) -> None:
         self.shard = shard
+        self._modality = modality
         self._checks = isinstance(shard, CheckedShard)
         self.set_aside = shard.set_aside if isinstance(shard, CheckedShard) else ()
         left_out = pa.array([aside.sample for aside in self.set_aside], pa.int32())
@@ -63,7 +66,7 @@ class ShardParts:
         return add
 
     def score(self, batch: Batch, predictions: Sequence[Prediction]) -> None:
-        """Keep how well the tokens of a batch's samples were predicted.
+        """Keep how well a batch's samples were predicted.
 
         Raises:
             SampleError: if the samples are checked and a loss is not finite.
@@ -71,7 +74,7 @@ class ShardParts:
         if self._checks:
             bad = [(row, ~np.isfinite(p.loss)) for row, p in enumerate(predictions)]
             failing = {
-                row: f"the loss of position {where.argmax() + 1} {_OVERFLOW}"
+                row: f"the loss of {self._modality.place(where.argmax())} {_OVERFLOW}"
                 for row, where in bad
                 if where.any()
             }
@@ -114,8 +117,9 @@ class ShardParts:
             bad = ~np.isfinite(prediction.loss)
             if bad.any():
                 raise SampleError(
-                    f"the loss of sample {self.samples['sample'][row]}, position "
-                    f"{bad.argmax() + 1}, of task {self.shard.task!r} {_OVERFLOW}."
+                    f"the loss of sample {self.samples['sample'][row]}, "
+                    f"{self._modality.place(bad.argmax())}, of task {self.shard.task!r} "
+                    f"{_OVERFLOW}."
                 )
 
     def stats_table(self, sites: Sequence[SiteLocation]) -> pa.Table:
@@ -139,26 +143,33 @@ class ShardParts:
             }
         )
 
-    def tokens_table(self) -> pa.Table:
+    def prediction_tables(self) -> dict[str, pa.Table]:
+        """Tables of the last stage by name: ``tokens`` and those of the modality."""
+        further = self._modality.tables(self.samples, self.predictions)
+        return {"tokens": self._tokens_table()} | {
+            name: pa.table({"shard": self._shard_column(self.samples.num_rows)} | columns)
+            for name, columns in further.items()
+        }
+
+    def _shard_column(self, num_rows: int) -> pa.Array:
+        return pa.array(np.full(num_rows, self.shard.shard, dtype=np.int32))
+
+    def _tokens_table(self) -> pa.Table:
         """Rows of table ``tokens``, samples in the order of computation."""
         if self.samples.num_rows == 0:
             return TABLES["tokens"].schema.empty_table()
         lengths = self.samples["num_tokens"].to_numpy()
-        has_context = np.concatenate([np.arange(length) > 0 for length in lengths])
-
-        def spread(values: list[np.ndarray], dtype: pa.DataType) -> pa.Array:
-            column = np.zeros(len(has_context), dtype=values[0].dtype)
-            column[has_context] = np.concatenate(values)
-            return pa.array(column, dtype, mask=~has_context)
-
+        total = int(lengths.sum())
         flat = self.samples.select(["token_ids", "tokens", "is_special", "counted"])
         columns = {
             name: pa.concat_arrays([chunk.flatten() for chunk in flat[name].chunks])
             for name in flat.column_names
         }
+        if len(columns["token_ids"]) == 0:  # Positions of images have none.
+            columns["token_ids"] = pa.nulls(total, pa.int32())
         return pa.table(
             {
-                "shard": pa.array(np.full(len(has_context), self.shard.shard, dtype=np.int32)),
+                "shard": self._shard_column(total),
                 "sample": pa.array(np.repeat(self.samples["sample"].to_numpy(), lengths)),
                 "position": pa.array(
                     np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
@@ -167,10 +178,8 @@ class ShardParts:
                 "token": columns["tokens"],
                 "is_special": columns["is_special"],
                 "counted": columns["counted"],
-                "loss": spread([p.loss for p in self.predictions], pa.float32()),
-                "top1": spread([p.top1 for p in self.predictions], pa.bool_()),
-                "top10": spread([p.top10 for p in self.predictions], pa.bool_()),
             }
+            | self._modality.token_columns(lengths, self.predictions)
         )
 
     def quarantine_table(self) -> pa.Table:
@@ -193,7 +202,7 @@ class ShardParts:
         places = bad.cpu() if batch.counted is None else batch.counted[bad.cpu()]
         failing: dict[int, str] = {}
         for place, neuron in zip(places.tolist(), neurons, strict=True):
-            row, position = divmod(place, batch.token_ids.shape[1])
+            row, position = divmod(place, batch.shape[1])
             failing.setdefault(
                 row,
                 f"neuron {neuron} of site {key[0]!r}, layer {key[1]}, {_NOT_FINITE} at position "

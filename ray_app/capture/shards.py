@@ -112,18 +112,29 @@ class Batch:
     Shapes: B samples, P positions of the longest one.
     """
 
+    rows: pa.Table
+    """The samples' rows of table ``samples``."""
+
     index: int
     """Index of the batch inside the shard."""
     samples: np.ndarray
     """(B,) int32: indices of the samples inside the task."""
     lengths: Tensor
     """(B,) int64: number of tokens of each sample."""
-    token_ids: Tensor
-    """(B, P) int64; padding is 0, which no result depends on."""
     attention_mask: Tensor | None
     """(B, P) int64: 1 for tokens, 0 for padding; None if there is no padding."""
     counted: Tensor | None
     """(C,) int64: rows of the flattened (B * P) positions that count; None if all do."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, P)."""
+        return len(self.lengths), int(self.lengths.max())
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, P) bool: whether there is a token, and no padding."""
+        return torch.arange(self.shape[1]) < self.lengths[:, None]
 
     @property
     def num_tokens(self) -> int:
@@ -143,19 +154,14 @@ def batches_of(samples: pa.Table) -> Iterator[Batch]:
 
 def _batch(index: int, rows: pa.Table) -> Batch:
     lengths = torch.from_numpy(rows["num_tokens"].to_numpy().astype(np.int64))
-    shape = len(lengths), int(lengths.max())
-    valid = torch.arange(shape[1]) < lengths[:, None]
-    token_ids = torch.zeros(shape, dtype=torch.int64)
-    token_ids[valid] = torch.from_numpy(
-        pc.list_flatten(rows["token_ids"]).to_numpy().astype(np.int64)
-    )
-    counted = torch.zeros(shape, dtype=torch.bool)
+    valid = torch.arange(int(lengths.max())) < lengths[:, None]
+    counted = torch.zeros(valid.shape, dtype=torch.bool)
     counted[valid] = torch.from_numpy(pc.list_flatten(rows["counted"]).to_numpy())
     return Batch(
+        rows=rows,
         index=index,
         samples=rows["sample"].to_numpy(),
         lengths=lengths,
-        token_ids=token_ids,
         attention_mask=None if valid.all() else valid.long(),
         counted=None if counted.all() else counted.flatten().nonzero().flatten(),
     )

@@ -1,8 +1,8 @@
 """A stage: a contiguous range of a model's layers, and what it writes of each shard.
 
 A chain of stages makes the whole model. `Stage.step` runs one batch and returns what the next
-stage takes in; every stage reads token ids and padding from the shard's file of samples, so that
-only hidden states travel. `Stage.close` ends a shard and `Stage.write` writes its parts: they are
+stage takes in; every stage reads inputs and padding from the shard's file of samples, so that only
+hidden states travel. `Stage.close` ends a shard and `Stage.write` writes its parts: they are
 apart so that writing can go on beside the next shard's batches. Calls must come in the order of
 the plan; a stage that was restarted in the middle of a shard says so instead of writing half a
 shard.
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
+from ray_app.capture.modality import UnreadableError, modality_of
 from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.partial import ShardParts, SiteKey
-from ray_app.capture.shards import Batch, PlannedShard
+from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.models.hooks import read_inputs
 from ray_app.models.loading import load_stage, locate_model
 from ray_app.models.parts import StageModel
-from ray_app.models.prediction import score_predictions
 from ray_app.models.sites import SiteLocation, confirm_sites
 from ray_app.study import ModelSettings
 from storage import ActlakeError, FileRecord, StoreFiles, layout
@@ -87,7 +87,7 @@ def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
             "a new run."
         )
     stage = load_stage(spec.model, files, range(spec.start, spec.stop), device=device)
-    confirm_sites(stage.model, list(spec.sites), run=stage.probe)
+    confirm_sites(stage.model, list(spec.sites), stage.architecture, run=stage.probe)
     return stage
 
 
@@ -105,6 +105,7 @@ class Stage:
         reduction: Reduction = "eager",
     ) -> None:
         self._model = model
+        self._modality = modality_of(model.architecture, compiled=reduction == "compiled")
         self._sites = sorted(sites, key=lambda site: (site.site, site.layer))
         self._modules: dict[SiteKey, nn.Module] = {
             (site.site, site.layer): model.model.get_submodule(site.module) for site in sites
@@ -113,7 +114,6 @@ class Stage:
         self._run = run
         self._index = index
         self._reduction = reduction
-        self._compiled = reduction == "compiled"
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -138,7 +138,7 @@ class Stage:
         if index == 0:
             samples = self._files.get_recorded_table(shard.samples)
             self._open = ShardParts(
-                shard, samples, self._sites, self._model.device, self._reduction
+                shard, samples, self._sites, self._modality, self._model.device, self._reduction
             )
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
@@ -178,8 +178,8 @@ class Stage:
             path = layout.stats_path(self._run, shard.task, shard.shard, self._index)
             parts[path] = "stats", closed.stats_table(self._sites)
         if self._model.is_last:
-            path = layout.tokens_path(self._run, shard.task, shard.shard)
-            parts[path] = "tokens", closed.tokens_table()
+            for name, table in closed.prediction_tables().items():
+                parts[layout.table_path(self._run, name, shard.task, shard.shard)] = name, table
             if closed.set_aside:
                 path = layout.quarantine_path(self._run, shard.task, shard.shard)
                 parts[path] = "quarantine", closed.quarantine_table()
@@ -199,6 +199,8 @@ class Stage:
             return self._compute(opened, batch, hidden)
         except ActlakeError:
             raise
+        except UnreadableError as error:
+            raise opened.failure(batch, error.failing) from error
         except Exception as error:
             if _is_out_of_memory(error):
                 raise self._out_of_memory(opened.shard, batch) from error
@@ -216,12 +218,12 @@ class Stage:
         """What the model raises for samples of a batch that are computed alone, by row."""
         failing = {}
         for row, length in enumerate(batch.lengths.tolist()):
-            part = slice(row, row + 1), slice(length)
+            (alone,) = batches_of(batch.rows.slice(row, 1))
+            inputs = self._modality.inputs(alone, is_first=self._model.is_first)
+            entering = None if hidden is None else hidden[row : row + 1, :length]
             try:
                 with torch.inference_mode():
-                    self._model.run(
-                        batch.token_ids[part], None, None if hidden is None else hidden[part]
-                    )
+                    self._model.run(inputs, None, entering)
             except Exception as error:
                 if _is_out_of_memory(error):
                     raise self._out_of_memory(shard, batch) from error
@@ -230,23 +232,18 @@ class Stage:
 
     def _compute(self, opened: ShardParts, batch: Batch, hidden: Tensor | None) -> int | Tensor:
         with torch.inference_mode():
+            inputs = self._modality.inputs(batch, is_first=self._model.is_first)
             with read_inputs(self._modules, opened.reader(batch)):
-                output = self._model.run(batch.token_ids, batch.attention_mask, hidden)
+                output = self._model.run(inputs, batch.attention_mask, hidden)
             if not self._model.is_last:
                 return output.cpu()
-            predictions = []
-            for row, length in enumerate(batch.lengths.tolist()):
-                ids = batch.token_ids[row, :length].to(output.device)
-                predictions.append(
-                    score_predictions(output[row, :length], ids, compiled=self._compiled)
-                )
-            opened.score(batch, predictions)
+            opened.score(batch, self._modality.score(batch, inputs, output))
         return batch.num_tokens
 
     def _out_of_memory(self, shard: PlannedShard, batch: Batch) -> CaptureError:
         # A smaller batch would fit, but sums over another shape round differently, and quantised
         # maps see another range: what a shard holds would depend on who else used the memory.
-        layers, (num_samples, longest) = self._model.layers, batch.token_ids.shape
+        layers, (num_samples, longest) = self._model.layers, batch.shape
         return CaptureError(
             f"memory ran out in layers {layers.start} to {layers.stop - 1} on "
             f"{self._model.device}, at batch {batch.index} of shard {shard.shard} of task "

@@ -123,11 +123,11 @@ def plot(store_path: str, run: str | None, out: Path, **view_options: Any) -> No
 
 def _accuracy_table(store: Store, run: str) -> Table:
     table = _table("How well the model predicts each task", "task")
-    for name in ("tokens", "loss (nats)", "top-1", "top-10"):
+    for name in ("predictions", "loss (nats)", "top-1", "top-10"):
         _add_column(table, name, justify="right")
     for row in task_accuracy(store, run):
         shares = f"{row['top1']:.1%}", f"{row['top10']:.1%}"
-        table.add_row(row["task"], f"{row['tokens']:,}", f"{row['loss']:.3f}", *shares)
+        table.add_row(row["task"], f"{row['predictions']:,}", f"{row['loss']:.3f}", *shares)
     return table
 
 

@@ -28,7 +28,7 @@ def plan_lines(made: Plan, costs: Costs, width: int) -> Iterator[str]:
     yield ""
     model = made.model
     yield (
-        f"model   {model.architecture}, {model.num_layers} layers, "
+        f"model   {model.architecture.name}, {model.num_layers} layers, "
         f"{model.num_parameters:,} parameters, {model.num_neurons:,} neurons captured"
     )
     free = "no bound there" if costs.free_disk is None else f"{gib(costs.free_disk)} are free"

@@ -1,28 +1,30 @@
-"""Loading configurations, tokenizers and models from a hub, a folder, a GGUF file or a package."""
+"""Loading configurations, tokenizers and models: from a hub, timm, a folder, a file, a package."""
 
 import hashlib
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 
 from ray_app.hub import why_unreachable
+from ray_app.models.architecture import Architecture
 from ray_app.models.errors import ModelError
 from ray_app.models.gguf import unpack_gguf
 from ray_app.models.parts import StageModel, find_parts, whole_parts
-from ray_app.models.sites import empty_model, layer_prefixes
-from ray_app.models.weights import build_model, random_tensors, read_tensors
+from ray_app.models.sites import layer_prefixes
+from ray_app.models.timm_models import locate_timm, timm_name, timm_transformer
+from ray_app.models.transformers_models import CausalModel, ImageClassifier, reads_images
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
 
 __all__ = [
     "ModelError",
     "ModelFiles",
+    "load_architecture",
     "load_config",
     "load_model",
     "load_stage",
@@ -47,7 +49,7 @@ class ModelFiles:
     """Where a model's files are, in the form that `from_pretrained` takes."""
 
     name: str
-    """First argument of from_pretrained: a hub id or a folder."""
+    """First argument of from_pretrained: a hub id or a folder; or 'timm:NAME'."""
     fingerprint: str
     """What tells these weights from others: a digest of local weight files, or the hub commit."""
 
@@ -58,6 +60,8 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
     Raises:
         ModelError: if there is no such folder, file or hub model.
     """
+    if settings.source.startswith("timm:"):
+        return ModelFiles(name=settings.source, fingerprint=locate_timm(settings))
     path = Path(resolve_path(settings.source))
     if path.is_file() and path.suffix == ".gguf":
         return _locate_gguf(settings, path)
@@ -76,8 +80,8 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
         or path.suffix == ".gguf"
     ):
         raise ModelError(
-            f"model.source {settings.source!r} does not exist: give a Hugging Face id, an existing "
-            "folder or GGUF file, or package:NAME/FILE."
+            f"model.source {settings.source!r} does not exist: give a Hugging Face id, timm:NAME, "
+            "an existing folder or GGUF file, or package:NAME/FILE."
         )
     return ModelFiles(name=settings.source, fingerprint=_hub_commit(settings))
 
@@ -116,8 +120,32 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_architecture(settings: ModelSettings, files: ModelFiles) -> Architecture:
+    """What the model is, without its weights.
+
+    Raises:
+        ModelError: if its configuration cannot be read, or it is of no kind that is captured.
+    """
+    name = timm_name(files.name)
+    if name is not None:
+        try:
+            return timm_transformer(settings, name, files.fingerprint)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise _cannot_load("configuration", settings, error) from error
+    config = load_config(settings, files)
+    if not reads_images(config):
+        return CausalModel.of(config)
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            files.name, revision=settings.revision
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load("image processor", settings, error) from error
+    return ImageClassifier.of(config, processor)
+
+
 def load_model(settings: ModelSettings, files: ModelFiles) -> nn.Module:
-    """The whole causal language model, in evaluation mode, on the CPU; errors as `load_stage`."""
+    """The whole model, in evaluation mode, on the CPU; errors as `load_stage`."""
     return load_stage(settings, files).model
 
 
@@ -128,11 +156,10 @@ def load_stage(
     *,
     device: str = "cpu",
 ) -> StageModel:
-    """Some layers of a causal language model, in evaluation mode.
+    """Some layers of a model, in evaluation mode.
 
-    Only the tensors of these layers (and of the embedding or head, if they belong to the stage)
-    are read. Random initialisation runs the architecture's own initialisers, in float32, and
-    converts afterwards, so that every dtype starts from the same numbers.
+    Random initialisation runs the architecture's own initialisers, in float32, and converts
+    afterwards, so that every dtype starts from the same numbers.
 
     Args:
         settings: which model.
@@ -141,28 +168,18 @@ def load_stage(
         device: where the weights go.
 
     Raises:
-        ModelError: if the weights cannot be read, some are missing, or the architecture has no
-            language model head or cannot be cut.
+        ModelError: if the weights cannot be read, some are missing, or the architecture is of no
+            kind that is captured, or cannot be cut.
     """
-    config = load_config(settings, files)
-    skeleton = empty_model(config)
-    model_class = type(skeleton)
-    tied = dict(skeleton.all_tied_weights_keys)
-    prefixes = layer_prefixes(skeleton, config.get_text_config().num_hidden_layers)
+    architecture = load_architecture(settings, files)
+    skeleton = architecture.skeleton()
+    prefixes = layer_prefixes(skeleton, architecture.num_layers)
     if layers is None or len(layers) == len(prefixes):
-        parts, layers = whole_parts(prefixes, config), range(len(prefixes))
+        parts, layers = whole_parts(prefixes, architecture), range(len(prefixes))
     else:
-        parts = find_parts(skeleton, config)
+        parts = find_parts(skeleton, architecture)
     try:
-        if settings.init == "random":
-            tensors: dict[str, Any] = random_tensors(
-                model_class, config, parts, layers, seed=settings.init_seed
-            )
-        else:
-            tensors = _stored_tensors(settings, files, model_class, tied, parts.absent(layers))
-        model = build_model(
-            model_class, config, parts, layers, tensors, settings=settings, device=device
-        )
+        model = architecture.build(settings, files.name, parts, layers, device=device)
     except (
         OSError,
         ValueError,
@@ -172,35 +189,7 @@ def load_stage(
         SafetensorError,
     ) as error:
         raise _cannot_load("weights", settings, error) from error
-    return StageModel(model.eval().requires_grad_(False), parts, layers)
-
-
-def _stored_tensors(
-    settings: ModelSettings,
-    files: ModelFiles,
-    model_class: type[transformers.PreTrainedModel],
-    tied: dict[str, str],
-    absent: list[str],
-) -> dict[str, Any]:
-    prefix = model_class.base_model_prefix
-
-    def wanted(name: str) -> bool:
-        # Checkpoints saved from the bare model leave its prefix out.
-        names = (name, f"{prefix}.{name}")
-        return name in tied or not any(_lies_in(n, module) for n in names for module in absent)
-
-    tensors = read_tensors(files.name, settings.revision, wanted)
-    for target, source in tied.items():
-        stored = tensors.pop(target, None)
-        # Of weights that are tied, a checkpoint may hold either name.
-        here = not any(_lies_in(source, module) for module in absent)
-        if stored is not None and here and source not in tensors:
-            tensors[source] = stored
-    return tensors
-
-
-def _lies_in(tensor: str, module: str) -> bool:
-    return tensor.startswith(module + ".")
+    return StageModel(model.eval().requires_grad_(False), architecture, parts, layers)
 
 
 def _locate_gguf(settings: ModelSettings, path: Path) -> ModelFiles:
@@ -246,10 +235,16 @@ def _cannot_load(part: str, settings: ModelSettings, error: Exception) -> ModelE
     hint = "check the id, the network and access rights"
     if part == "GGUF file":
         hint = "the file may be incomplete or not a model: fetch it again"
+    elif part == "image processor":
+        hint = "write its preprocessor_config.json beside config.json"
     elif is_local:
         hint = "its files may be incomplete or damaged: write or fetch them again"
-    if "architecture" in reason or "model type" in reason or "Unrecognized" in reason:
-        hint = "actlake needs a decoder that transformers' AutoModelForCausalLM knows"
+    unknown = ("architecture", "model type", "Unrecognized")
+    if part != "image processor" and any(words in reason for words in unknown):
+        hint = (
+            "actlake needs a decoder that transformers' AutoModelForCausalLM knows, or a vision "
+            "transformer of AutoModelForImageClassification or timm"
+        )
     return ModelError(
         f"the {part} of model.source {settings.source!r} cannot be loaded{offline}: "
         f"{reason[:300]}; {hint}."

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_app.models.architecture import Architecture
 from ray_app.models.errors import ModelError
 from ray_app.models.sites import layer_prefixes
 
@@ -53,9 +54,25 @@ class ModelParts:
 class Passthrough(nn.Module):
     """Stands for a module that another stage holds: it hands hidden states on.
 
-    Where something else goes in (ids, embeddings that are yet to be projected), zeros of the shape
-    of hidden states come out, which take no memory.
+    Where something else goes in (ids, embeddings that are yet to be projected, pixels), zeros of
+    the shape of hidden states come out, which take no memory.
     """
+
+    @classmethod
+    def instead_of(
+        cls, module: nn.Module, width: int, dtype: torch.dtype, *, as_tuple: bool = False
+    ) -> "Passthrough":
+        """What stands for this module.
+
+        Args:
+            module: the module.
+            width: width of the residual stream.
+            dtype: dtype of hidden states.
+            as_tuple: whether they come out as the only one of several values.
+        """
+        if isinstance(module, nn.Conv2d):
+            return _PassthroughPatches(module, width, dtype)
+        return cls(width, dtype, as_tuple=as_tuple)
 
     def __init__(self, width: int, dtype: torch.dtype, *, as_tuple: bool = False) -> None:
         super().__init__()
@@ -69,16 +86,41 @@ class Passthrough(nn.Module):
         self.was_called = True
         value: Tensor = args[0] if args else next(iter(kwargs.values()))
         if value.dim() < 3 or value.shape[-1] != self._width:
-            zero = torch.zeros((), dtype=self._dtype, device=value.device)
-            value = zero.expand(*value.shape[:2], self._width)
+            value = self._blank(value.device).expand(*value.shape[:2], self._width)
         return (value,) if self._as_tuple else value
+
+    def _blank(self, device: torch.device) -> Tensor:
+        return torch.zeros((), dtype=self._dtype, device=device)
+
+
+class _PassthroughPatches(Passthrough):
+    """Stands for the convolution that makes patches of pixels."""
+
+    def __init__(self, module: nn.Conv2d, width: int, dtype: torch.dtype) -> None:
+        super().__init__(width, dtype)
+        padding: Any = module.padding
+        self._window = tuple(zip(module.kernel_size, module.stride, padding, strict=True))
+        # transformers asks it for the dtype that pixels are to have.
+        self.weight = torch.empty(0, dtype=dtype, device="meta")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Zeros of the shape of patches: (B, width, rows, columns)."""
+        self.was_called = True
+        places = [
+            (size + 2 * padding - kernel) // stride + 1
+            for size, (kernel, stride, padding) in zip(pixels.shape[-2:], self._window, strict=True)
+        ]
+        return self._blank(pixels.device).expand(len(pixels), self._width, *places)
 
 
 class StageModel:
     """Some layers of a model, with the same numbers as inside the whole model."""
 
-    def __init__(self, model: nn.Module, parts: ModelParts, layers: range) -> None:
+    def __init__(
+        self, model: nn.Module, architecture: Architecture, parts: ModelParts, layers: range
+    ) -> None:
         self.model = model
+        self.architecture = architecture
         self.parts = parts
         self.layers = layers
         self.is_first = layers.start == 0
@@ -91,18 +133,23 @@ class StageModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def run(
-        self, token_ids: Tensor, attention_mask: Tensor | None, hidden: Tensor | None
-    ) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that are not quantised."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def run(self, inputs: Tensor, attention_mask: Tensor | None, hidden: Tensor | None) -> Tensor:
         """One forward pass through the layers of this stage.
 
         Args:
-            token_ids: (B, P) int64, for the first stage and for the shapes of masks and positions.
+            inputs: (B, P) int64 token ids or (B, C, H, W) pixels, for the first stage; later ones
+                take from them the shapes of masks and positions only.
             attention_mask: (B, P) int64, or None if there is no padding.
             hidden: (B, P, width) what the stage before returned; None for the first stage.
 
         Returns:
-            (B, P, width) hidden states, or (B, P, vocabulary) logits of the last stage.
+            (B, P, width) hidden states; of the last stage (B, P, vocabulary) or (B, classes)
+            logits.
 
         Raises:
             ModelError: if hidden states are missing, or given to the first stage.
@@ -114,24 +161,24 @@ class StageModel:
                 f"{'no ' if self.is_first else ''}hidden states, found {found}."
             )
         device = self.device
+        entering = inputs.to(device, self.dtype if inputs.is_floating_point() else None)
+        mask = None if attention_mask is None else attention_mask.to(device)
         left: list[Tensor] = []
         with self._given(hidden), self._taken(left):
-            output = self.model(
-                input_ids=token_ids.to(device),
-                attention_mask=None if attention_mask is None else attention_mask.to(device),
-                use_cache=False,
-            )
-        logits: Tensor = output.logits
+            logits = self.architecture.run(self.model, entering, mask)
         return logits if self.is_last else left[0]
 
-    def probe(self, token_ids: Tensor) -> Tensor:
-        """`run` with hidden states of order one, made from the token ids, if some are needed."""
+    def probe(self, codes: Tensor) -> Tensor:
+        """`run` with inputs made from codes, and with hidden states of order one if need be.
+
+        Args:
+            codes: (1, P) int64; see `Architecture.probe_inputs`.
+        """
         hidden = None
         if not self.is_first:
-            phases = (token_ids[..., None] + 1) * torch.arange(1, self.parts.width + 1)
-            dtypes = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-            hidden = phases.float().sin().to(next(dtypes))
-        return self.run(token_ids, None, hidden)
+            phases = (codes[..., None] + 1) * torch.arange(1, self.parts.width + 1)
+            hidden = phases.float().sin().to(self.dtype)
+        return self.run(self.architecture.probe_inputs(codes), None, hidden)
 
     @contextmanager
     def _given(self, hidden: Tensor | None) -> Iterator[None]:
@@ -167,21 +214,21 @@ class StageModel:
             handle.remove()
 
 
-def find_parts(model: nn.Module, config: Any) -> ModelParts:
+def find_parts(model: nn.Module, architecture: Architecture) -> ModelParts:
     """Find what runs before and after the layers, by running the model without them.
 
     All modules that hold tensors are replaced by `Passthrough`, whose calls are watched. The model
     is unusable afterwards.
 
     Args:
-        model: from `empty_model`.
-        config: its configuration.
+        model: its skeleton (`Architecture.skeleton`).
+        architecture: what is known of it.
 
     Raises:
         ModelError: if the model does not hand hidden states from layer to layer.
     """
-    text = config.get_text_config()
-    prefixes = layer_prefixes(model, text.num_hidden_layers)
+    width = architecture.width
+    prefixes = layer_prefixes(model, architecture.num_layers)
     inside = tuple(f"{prefix}." for prefix in prefixes)
     outside = [
         name
@@ -191,14 +238,14 @@ def find_parts(model: nn.Module, config: Any) -> ModelParts:
     with_weights = [n for n in outside if _has_parameters(model.get_submodule(n))]
     tied = _tied_modules(model)
     for as_tuple in (False, True):
-        front = _modules_before(model, prefixes, outside, text.hidden_size, as_tuple=as_tuple)
+        front = _modules_before(model, architecture, prefixes, outside, as_tuple=as_tuple)
         if front is not None:
             return ModelParts(
                 layers=tuple(prefixes),
                 front=tuple(name for name in with_weights if name in front),
                 tail=tuple(name for name in with_weights if name not in front),
                 tied=tuple(name for name in with_weights if name in front and name in tied),
-                width=text.hidden_size,
+                width=width,
                 layers_give_tuples=as_tuple,
             )
     raise ModelError(
@@ -207,14 +254,14 @@ def find_parts(model: nn.Module, config: Any) -> ModelParts:
     )
 
 
-def whole_parts(layers: Sequence[str], config: Any) -> ModelParts:
+def whole_parts(layers: Sequence[str], architecture: Architecture) -> ModelParts:
     """The parts of a model of which nothing is removed."""
     return ModelParts(
         layers=tuple(layers),
         front=(),
         tail=(),
         tied=(),
-        width=config.get_text_config().hidden_size,
+        width=architecture.width,
         layers_give_tuples=False,
     )
 
@@ -223,7 +270,9 @@ def remove_parts(model: Any, parts: ModelParts, layers: range, dtype: torch.dtyp
     """Replace the modules that a stage of these layers does not hold."""
     for name in parts.absent(layers):
         as_tuple = parts.layers_give_tuples and name in parts.layers
-        model.set_submodule(name, Passthrough(parts.width, dtype, as_tuple=as_tuple))
+        there = model.get_submodule(name)
+        stand_in = Passthrough.instead_of(there, parts.width, dtype, as_tuple=as_tuple)
+        model.set_submodule(name, stand_in)
     # transformers noted which weights are tied before these modules went away.
     there = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     pairs = getattr(model, "all_tied_weights_keys", {}).items()
@@ -231,10 +280,19 @@ def remove_parts(model: Any, parts: ModelParts, layers: range, dtype: torch.dtyp
 
 
 def _modules_before(
-    model: nn.Module, layers: Sequence[str], outside: Iterable[str], width: int, *, as_tuple: bool
+    model: nn.Module,
+    architecture: Architecture,
+    layers: Sequence[str],
+    outside: Iterable[str],
+    *,
+    as_tuple: bool,
 ) -> set[str] | None:
     """Names of the modules called before the first layer; None if layers speak another way."""
-    watched = {name: Passthrough(width, torch.float32) for name in outside}
+    width = architecture.width
+    watched = {
+        name: Passthrough.instead_of(model.get_submodule(name), width, torch.float32)
+        for name in outside
+    }
     for name, module in watched.items():
         model.set_submodule(name, module)
     before: set[str] = set()
@@ -247,14 +305,14 @@ def _modules_before(
         model.set_submodule(name, stub)
         if index == 0:
             stub.register_forward_pre_hook(note)
-    token_ids = torch.zeros((2, 3), dtype=torch.int64)
+    inputs = architecture.blank_inputs(2)
     try:
         with torch.no_grad():
-            output = model(input_ids=token_ids, use_cache=False).logits
+            output = architecture.run(model, inputs, None)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError):
         # Tuples where tensors are expected, or the reverse: the caller tries the other.
         return None
-    return before if tuple(output.shape) == (2, 3, width) else None
+    return before if (output.shape[0], output.shape[-1]) == (2, width) else None
 
 
 def _is_leaf_with_tensors(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""How well a language model predicted each token: loss, and whether it came first or in ten."""
+"""How well a model predicted tokens or classes: loss, and whether they came first or in ten."""
 
 import ctypes
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_app.native import load_library
 
-__all__ = ["Prediction", "score_predictions"]
+__all__ = ["Prediction", "score_predictions", "score_rows"]
 
 _ROWS = 4
 """Positions scored at once: 4 rows of 50,000 logits are 0.8 MB, which stays in a core's cache."""
@@ -21,25 +21,36 @@ _SOURCE = Path(__file__).with_name("prediction.c")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Arrays over the positions of one sample that have a token before them (all but the first)."""
+    """Arrays over what is predicted of one sample: all tokens but the first, or its class."""
 
     loss: np.ndarray
-    """float32: -ln P(token | tokens before it), in nats."""
+    """float32: -ln P(what it is), in nats."""
     top1: np.ndarray
-    """bool: whether no token was more probable."""
+    """bool: whether nothing was more probable."""
     top10: np.ndarray
-    """bool: whether fewer than ten tokens were more probable."""
+    """bool: whether fewer than ten others were more probable."""
 
 
 def score_predictions(logits: Tensor, token_ids: Tensor, *, compiled: bool = False) -> Prediction:
-    """Score the prediction of tokens 1..n-1 of one sample.
-
-    Equal logits, common in half precision, rank by token id, so that the result is the same on
-    every machine and a constant model is not called right.
+    """Score the prediction of tokens 1..n-1 of one sample: token p + 1 by row p; see `score_rows`.
 
     Args:
-        logits: (n, vocabulary), any floating dtype; row p predicts token p + 1.
-        token_ids: (n,) int64, on the device of the logits.
+        logits: (n, vocabulary).
+        token_ids: (n,) int64.
+        compiled: as for `score_rows`.
+    """
+    return score_rows(logits[:-1], token_ids[1:], compiled=compiled)
+
+
+def score_rows(logits: Tensor, targets: Tensor, *, compiled: bool = False) -> Prediction:
+    """Score predictions, one per row.
+
+    Equal logits, common in half precision, rank by token id or class, so that the result is the
+    same on every machine and a constant model is not called right.
+
+    Args:
+        logits: (n, vocabulary or classes), any floating dtype.
+        targets: (n,) int64, on the device of the logits: what is right.
         compiled: on CPUs, whether prediction.c computes it instead of torch's operators; losses
             differ in the last bits.
 
@@ -50,10 +61,9 @@ def score_predictions(logits: Tensor, token_ids: Tensor, *, compiled: bool = Fal
     score = _score_native if native else _score_eager
     # More rows at once where nothing is kept of a row but its score.
     size = 64 if native else _ROWS
-    targets = token_ids[1:]
     parts = [
         score(rows.float(), wanted)
-        for rows, wanted in zip(logits[:-1].split(size), targets.split(size), strict=True)
+        for rows, wanted in zip(logits.split(size), targets.split(size), strict=True)
         if len(wanted)
     ]
     if not parts:

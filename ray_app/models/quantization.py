@@ -10,7 +10,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ray_app.models.errors import ModelError
-from ray_app.models.sites import SiteLocation, empty_model
+from ray_app.models.sites import SiteLocation
 from ray_app.study import ModelSettings
 
 __all__ = ["BYTES_PER_WEIGHT", "check_quantizable", "quantization_config", "quantized_weights"]
@@ -21,15 +21,19 @@ BYTES_PER_WEIGHT = {"none": 0.0, "int8": 1.0, "int4": 0.5625}
 _INT4_BLOCK = 64
 
 
-def quantization_config(settings: ModelSettings, config: transformers.PreTrainedConfig) -> Any:
+def quantization_config(settings: ModelSettings, model: nn.Module) -> Any:
     """What `from_pretrained` takes; None without quantisation.
 
     The maps that stay as they are (the output head, tied weights) are those that transformers
     spares in the whole model; a stage alone would lead it to others.
+
+    Args:
+        settings: which quantisation.
+        model: the whole model; its weights may be absent (`Architecture.skeleton`).
     """
     if settings.quantization == "none":
         return None
-    spared = get_keys_to_not_convert(empty_model(config))
+    spared = get_keys_to_not_convert(model)
     if settings.quantization == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)
     return transformers.BitsAndBytesConfig(
@@ -40,15 +44,12 @@ def quantization_config(settings: ModelSettings, config: transformers.PreTrained
     )
 
 
-def quantized_weights(
-    model: nn.Module, settings: ModelSettings, config: transformers.PreTrainedConfig
-) -> set[str]:
+def quantized_weights(model: nn.Module, settings: ModelSettings) -> set[str]:
     """Names of the weights that quantisation makes smaller.
 
     Args:
-        model: the whole model; its weights may be absent (`empty_model`).
+        model: the whole model; its weights may be absent (`Architecture.skeleton`).
         settings: which quantisation.
-        config: the model's configuration.
     """
     if settings.quantization == "none":
         return set()
@@ -64,7 +65,7 @@ def check_quantizable(model: nn.Module, sites: list[SiteLocation], settings: Mod
     """Refuse a quantisation that would leave captured layers as they are, or cannot work.
 
     Args:
-        model: the whole model; its weights may be absent (`empty_model`).
+        model: the whole model; its weights may be absent (`Architecture.skeleton`).
         sites: its sites.
         settings: which quantisation.
 

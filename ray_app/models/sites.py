@@ -1,6 +1,6 @@
 """Finding the neurons: the output projections of every layer's attention and MLP.
 
-Families are recognised by structure, not by name. In the list of decoder layers, linear maps are
+Families are recognised by structure, not by name. In the list of layers, linear maps are
 grouped by the module that holds them; the attention group's last map reads
 ``num_heads * head_dim`` values and the MLP group's last map reads the MLP's width, and both write
 the residual stream. What is found is confirmed on a probe batch by behaviour: every hook fires
@@ -11,22 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ray_app.models.architecture import Architecture
 from ray_app.models.errors import ModelError
 from ray_app.models.hooks import read_inputs
 
-__all__ = ["SiteLocation", "confirm_sites", "empty_model", "find_sites", "layer_prefixes"]
+__all__ = ["SiteLocation", "confirm_sites", "find_sites", "layer_prefixes"]
 
 Probe = dict[tuple[str, int], list[Tensor]]
 """What each (site, layer) read, one (positions, width) tensor per call."""
 
-_PROBE_LENGTH = 8
 _MIXED = 0.05
 """Relative change that another position must make to count. Attention's is larger; in 8-bit, the
 rounding of one position depends a little on the others of its batch."""
@@ -48,38 +46,14 @@ class SiteLocation:
     """Neurons of one attention head; None at 'mlp'."""
 
 
-def empty_model(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
-    """The model's modules without any memory for weights, to look at its structure.
-
-    Raises:
-        ModelError: if transformers has no causal language model for the configuration.
-    """
-    try:
-        with torch.device("meta"):
-            model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-                config
-            )
-    except ValueError as error:
-        if "attn_implementation" in str(error):
-            raise ModelError(
-                f"model.attention: {config._attn_implementation} is not supported by transformers "
-                f"for the architecture {config.model_type!r}: set model.attention to eager."
-            ) from error
-        raise ModelError(
-            f"the architecture {config.model_type!r} has no causal language model in "
-            "transformers: actlake captures decoders that AutoModelForCausalLM can load."
-        ) from error
-    return model
-
-
 def find_sites(
-    model: nn.Module, config: Any, *, by_hand: Mapping[str, str] | None = None
+    model: nn.Module, architecture: Architecture, *, by_hand: Mapping[str, str] | None = None
 ) -> list[SiteLocation]:
     """Locate both sites of every layer.
 
     Args:
-        model: a causal language model; its weights may be absent (`empty_model`).
-        config: the model's configuration.
+        model: the model; its weights may be absent (`Architecture.skeleton`).
+        architecture: what is known of it.
         by_hand: module patterns with ``{layer}`` that override the search, by site.
 
     Returns:
@@ -88,20 +62,18 @@ def find_sites(
     Raises:
         ModelError: if the structure is not recognised; says how to name the modules by hand.
     """
-    text = config.get_text_config()
-    heads, hidden = getattr(text, "num_attention_heads", None), text.hidden_size
-    if heads is None:
+    heads, head_dim = architecture.num_heads, architecture.head_dim
+    if heads is None or head_dim is None:
         raise ModelError(
             f"the architecture {type(model).__name__} has no attention heads: actlake captures "
             "decoders with attention, in the manner of Llama, GPT-2 or OPT."
         )
-    head_dim = getattr(text, "head_dim", None) or hidden // heads
     found = []
-    for layer, prefix in enumerate(layer_prefixes(model, text.num_hidden_layers)):
+    for layer, prefix in enumerate(layer_prefixes(model, architecture.num_layers)):
         modules = dict(model.named_modules())
         names = {
             site: pattern.format(layer=layer) for site, pattern in (by_hand or {}).items()
-        } or _projections(modules[prefix], prefix, hidden, heads * head_dim)
+        } or _projections(modules[prefix], prefix, architecture.width, heads * head_dim)
         for site in sorted(names):
             if names[site] not in modules:
                 raise ModelError(
@@ -130,44 +102,48 @@ def find_sites(
 def confirm_sites(
     model: nn.Module,
     sites: list[SiteLocation],
+    architecture: Architecture,
     *,
     run: Callable[[Tensor], object] | None = None,
 ) -> None:
     """Run a probe batch and check that the sites behave as what they are taken for.
 
-    Each hook must fire exactly once with one row of `width` per position, and when only the first
-    token changes, the attention site of the first captured layer must change at later positions,
-    and the MLP site of layer 0 must not if it were not for attention.
+    Each hook must fire exactly once with one row of `width` per position, and when only one token
+    or patch changes, the attention site of the first captured layer must change at other
+    positions, and the MLP site of layer 0 must not if it were not for attention.
 
     Args:
         model: the model, or a stage of it.
         sites: its sites; nothing is checked if there are none.
-        run: runs (1, P) token ids through the stage; through the whole model if not given.
+        architecture: what is known of the model.
+        run: runs a probe through the stage, given its (1, P) codes; through the whole model if not
+            given.
 
     Raises:
         ModelError: naming the site, the layer and what was seen.
     """
     modules = {(site.site, site.layer): model.get_submodule(site.module) for site in sites}
-    vocabulary = int(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
-    tokens = torch.arange(_PROBE_LENGTH).unsqueeze(0) % vocabulary
-    changed = tokens.clone()
-    changed[0, 0] = (changed[0, 0] + vocabulary // 2) % vocabulary
-    run = run or (lambda ids: model(input_ids=ids, use_cache=False))
+    num_probed, place = architecture.num_probed, architecture.changed_position
+    codes = torch.arange(num_probed).unsqueeze(0)
+    changed = codes.clone()
+    changed[0, place] += max(architecture.num_outputs // 2, 2)
+    others = torch.arange(num_probed) != place
+    run = run or (lambda probed: architecture.run(model, architecture.probe_inputs(probed), None))
     probe = partial(_probe, run, modules)
-    first, second = probe(tokens), probe(changed)
+    first, second = probe(codes), probe(changed)
     for site in sites:
         seen = [tuple(z.shape) for z in first[site.site, site.layer]]
-        expected = (_PROBE_LENGTH, site.width)
+        expected = (num_probed, site.width)
         if seen != [expected]:
             raise ModelError(
                 f"site {site.site!r} of layer {site.layer} ({site.module}) must be read once per "
                 f"forward pass with shape {expected}, found {seen or 'no call at all'}: name the "
                 "right modules in model.site_modules."
             )
-    _confirm_attention_mixes(sites, first, second)
+    _confirm_attention_mixes(sites, first, second, others)
     if {("attn", 0), ("mlp", 0)} <= modules.keys():
         with _silenced(module for (site, _), module in modules.items() if site == "attn"):
-            before, after = (probe(ids)["mlp", 0][0][1:] for ids in (tokens, changed))
+            before, after = (probe(those)["mlp", 0][0][others] for those in (codes, changed))
         if (before - after).abs().max() > _MIXED * before.abs().max():
             raise ModelError(
                 "site 'mlp' of layer 0 mixes positions even when site 'attn' is silent, so they "
@@ -176,11 +152,13 @@ def confirm_sites(
             )
 
 
-def _confirm_attention_mixes(sites: list[SiteLocation], first: Probe, second: Probe) -> None:
+def _confirm_attention_mixes(
+    sites: list[SiteLocation], first: Probe, second: Probe, others: Tensor
+) -> None:
     start = min((site.layer for site in sites), default=None)
     for site in sites:
         if site.site == "attn" and site.layer == start:
-            before, after = (seen[site.site, site.layer][0][1:] for seen in (first, second))
+            before, after = (seen[site.site, site.layer][0][others] for seen in (first, second))
             if torch.equal(before, after):
                 raise ModelError(
                     f"site 'attn' of layer {site.layer} ({site.module}) does not mix positions, so "
@@ -201,7 +179,7 @@ def _silenced(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _probe(
-    run: Callable[[Tensor], object], modules: Mapping[tuple[str, int], nn.Module], tokens: Tensor
+    run: Callable[[Tensor], object], modules: Mapping[tuple[str, int], nn.Module], codes: Tensor
 ) -> Probe:
     seen: Probe = {key: [] for key in modules}
 
@@ -210,12 +188,12 @@ def _probe(
         seen[key].append(z.flatten(0, -2).clone())
 
     with torch.inference_mode(), read_inputs(modules, keep):
-        run(tokens)
+        run(codes)
     return seen
 
 
 def layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
-    """Names of the decoder layers, in order.
+    """Names of the layers, in order.
 
     Raises:
         ModelError: if the model has no list of that many layers of one kind.
@@ -223,7 +201,7 @@ def layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
     lists = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
+        if isinstance(module, nn.ModuleList | nn.Sequential)
         and len(module) == num_layers
         and len({type(layer) for layer in module}) == 1
         and next(_linears(module[0]), None) is not None
@@ -232,7 +210,7 @@ def layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
         raise ModelError(
             f"the architecture {type(model).__name__} is not recognised: no list of {num_layers} "
             "layers of one kind was found; actlake captures decoders in the manner of Llama, "
-            "Mistral, Qwen, Gemma, GPT-2, GPT-NeoX and OPT."
+            "Mistral, Qwen, Gemma, GPT-2, GPT-NeoX and OPT, and vision transformers in that of ViT."
         )
     return [f"{lists[0]}.{index}" for index in range(num_layers)]
 

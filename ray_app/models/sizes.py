@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,12 +72,10 @@ def balanced_cut(costs: Sequence[int], num_stages: int) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def measure_parts(
-    model: nn.Module, parts: ModelParts, settings: ModelSettings, config: Any
-) -> PartSizes:
-    """Measure the parts of a model whose weights may be absent (`empty_model`)."""
+def measure_parts(model: nn.Module, parts: ModelParts, settings: ModelSettings) -> PartSizes:
+    """Measure the parts of a model whose weights may be absent (`Architecture.skeleton`)."""
     plain = getattr(torch, settings.dtype).itemsize
-    quantized = quantized_weights(model, settings, config)
+    quantized = quantized_weights(model, settings)
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         width = BYTES_PER_WEIGHT[settings.quantization] if name in quantized else plain

@@ -17,7 +17,7 @@ from ray_app.models.parts import ModelParts, remove_parts
 from ray_app.models.quantization import quantization_config
 from ray_app.study import ModelSettings
 
-__all__ = ["build_model", "random_tensors", "read_tensors"]
+__all__ = ["build_model", "random_tensors", "read_tensors", "stored_tensors"]
 
 _CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; each may be split into files named by an index beside them."""
@@ -48,6 +48,38 @@ def read_tensors(name: str, revision: str | None, wanted: Callable[[str], bool])
             stored = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             found |= {key: value for key, value in stored.items() if wanted(key)}
     return found
+
+
+def stored_tensors(
+    name: str, revision: str | None, skeleton: transformers.PreTrainedModel, absent: list[str]
+) -> dict[str, Any]:
+    """The tensors of a checkpoint that a stage holds.
+
+    Args:
+        name: a folder or a hub id.
+        revision: branch, tag or commit of a hub id.
+        skeleton: the whole model.
+        absent: names of the modules that the stage does not hold.
+
+    Raises:
+        OSError: if there is no checkpoint.
+    """
+    prefix = skeleton.base_model_prefix
+    tied = dict(skeleton.all_tied_weights_keys)
+
+    def wanted(name: str) -> bool:
+        # Checkpoints saved from the bare model leave its prefix out.
+        names = (name, f"{prefix}.{name}")
+        return name in tied or not any(_lies_in(n, module) for n in names for module in absent)
+
+    tensors = read_tensors(name, revision, wanted)
+    for target, source in tied.items():
+        stored = tensors.pop(target, None)
+        # Of weights that are tied, a checkpoint may hold either name.
+        here = not any(_lies_in(source, module) for module in absent)
+        if stored is not None and here and source not in tensors:
+            tensors[source] = stored
+    return tensors
 
 
 def random_tensors(
@@ -90,7 +122,7 @@ def random_tensors(
 
 
 def build_model(
-    model_class: type[transformers.PreTrainedModel],
+    skeleton: transformers.PreTrainedModel,
     config: transformers.PreTrainedConfig,
     parts: ModelParts,
     layers: range,
@@ -101,18 +133,27 @@ def build_model(
 ) -> nn.Module:
     """A stage with its tensors, converted and quantised as the settings say.
 
+    Args:
+        skeleton: the whole model, without weights.
+        config: its configuration.
+        parts: its parts.
+        layers: layers of the stage.
+        tensors: the stage's tensors.
+        settings: dtype and quantisation.
+        device: where the weights go.
+
     Raises:
         ModelError: if the checkpoint lacks tensors of the stage.
         OSError, ValueError, KeyError, RuntimeError, ImportError: what transformers raises.
     """
     dtype = getattr(torch, settings.dtype)
-    stage_class: Any = _stage_class(model_class, parts, layers, dtype)
+    stage_class: Any = _stage_class(type(skeleton), parts, layers, dtype)
     model, report = stage_class.from_pretrained(
         None,
         config=config,
         state_dict=tensors,
         dtype=dtype,
-        quantization_config=quantization_config(settings, config),
+        quantization_config=quantization_config(settings, skeleton),
         device_map={"": device},
         output_loading_info=True,
     )
@@ -152,6 +193,10 @@ def _bottom_up(
     for child_name, child in module.named_children():
         yield from _bottom_up(child, f"{name}.{child_name}" if name else child_name, owner)
     yield name, module, owner
+
+
+def _lies_in(tensor: str, module: str) -> bool:
+    return tensor.startswith(module + ".")
 
 
 def _seed_of(seed: int, name: str) -> int:

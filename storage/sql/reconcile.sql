@@ -33,6 +33,13 @@ quarantine_counts as (
     group by run, task, shard
 ),
 
+prediction_counts as (
+    select run, task, shard, count(*) as samples
+    from predictions
+    anti join quarantine using (run, task, shard, sample)
+    group by run, task, shard
+),
+
 stat_counts as (
     select
         run,
@@ -66,6 +73,7 @@ select
     e.shard,
     e.num_samples,
     s.samples as sample_rows,
+    p.samples as predicted_samples,
     e.num_quarantined,
     q.samples as quarantined_rows,
     e.num_tokens,
@@ -82,9 +90,12 @@ left join token_counts as t using (run, task, shard)
 left join quarantined_tokens as u using (run, task, shard)
 left join quarantine_counts as q using (run, task, shard)
 left join sample_counts as s using (run, task, shard)
+left join prediction_counts as p using (run, task, shard)
 left join stat_counts as x using (run, task, shard)
 where
     coalesce(s.samples, 0) != e.num_samples
+    -- Language models and models without a head predict no samples.
+    or p.samples != e.num_samples
     or coalesce(s.tokens, 0) != e.num_tokens
     or coalesce(t.tokens, 0) != e.num_tokens
     or coalesce(t.counted, 0) != e.num_counted

@@ -11,7 +11,7 @@ from scipy.stats import hypergeom, spearmanr
 
 from analysis import AnalysisError, AnalysisSettings, compare_runs
 from analysis.drift import drift_by_layer, drift_by_task, drift_query
-from storage import Store, StoreError, create_store, layout, verify_store
+from storage import TABLES, Store, StoreError, create_store, layout, verify_store
 
 EPS = {"mlp": 1e-3, "attn": 1e-4}
 WIDTHS = {("attn", 0): 8, ("attn", 1): 8, ("mlp", 0): 20, ("mlp", 1): 20}
@@ -83,7 +83,7 @@ def samples(first_token: int, counted: int) -> pa.Table:
         "counted": [False, *[True] * counted, False],
         "num_tokens": size, "num_counted": counted,
     }  # fmt: skip
-    return pa.Table.from_pylist([row])
+    return pa.Table.from_pylist([row], schema=TABLES["samples"].schema)
 
 
 def tokens(losses: Sequence[float]) -> pa.Table:

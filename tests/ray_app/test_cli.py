@@ -110,8 +110,8 @@ BAD_STUDIES = [
     (
         ["--set", "model.source=/none/model"],
         (
-            "model.source '/none/model' does not exist: give a Hugging Face id, an existing "
-            "folder or GGUF file, or package:NAME/FILE."
+            "model.source '/none/model' does not exist: give a Hugging Face id, timm:NAME, an "
+            "existing folder or GGUF file, or package:NAME/FILE."
         ),
     ),
     (
@@ -173,15 +173,17 @@ def test_a_hub_out_of_reach_is_told_at_once(
 def test_an_architecture_without_a_language_model_is_refused(
     refused: Callable[..., str], write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "vit").mkdir()
-    config = {"model_type": "vit", "architectures": ["ViTModel"]}
-    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
-    found = refused("plan", write_study(), "--set", f"model.source={tmp_path}/vit")
-    assert found.startswith("the architecture 'vit' has no causal language model in transformers")
-    config = {"model_type": "of-the-future"}
-    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
-    found = refused("plan", write_study(), "--set", f"model.source={tmp_path}/vit")
-    assert "of-the-future" in found
+    (tmp_path / "model").mkdir()
+
+    def refusal_of(model_type: str) -> str:
+        (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+        return refused("plan", write_study(), "--set", f"model.source={tmp_path}/model")
+
+    assert refusal_of("vits").startswith(
+        "the architecture 'vits' has no causal language model and no image classifier in"
+    )
+    assert "of-the-future" in refusal_of("of-the-future")
+    assert refusal_of("vit").endswith("write its preprocessor_config.json beside config.json.")
 
 
 def test_a_study_changed_under_its_run_is_refused(

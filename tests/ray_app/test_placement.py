@@ -148,7 +148,7 @@ def test_a_stage_stays_below_what_the_plan_announces(tmp_path: Path) -> None:
         "for shard in run.shards:\n"
         "    batches = batches_of(store.files.get_table(shard.samples.path))\n"
         "    for index, batch in enumerate(batches):\n"
-        "        hidden = torch.randn(*batch.token_ids.shape, 576) if spec.index else None\n"
+        "        hidden = torch.randn(*batch.shape, 576) if spec.index else None\n"
         "        stage.step(shard, index, hidden)\n"
         "    stage.finish(shard)\n"
         # Unlike ru_maxrss, it does not begin with what the process that started this one had.

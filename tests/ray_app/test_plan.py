@@ -201,8 +201,8 @@ def test_a_plan_larger_than_the_memory_is_refused(
         (
             "model.source=/no/such/folder",
             (
-                "model.source '/no/such/folder' does not exist: give a Hugging Face id, an "
-                "existing folder or GGUF file, or package:NAME/FILE."
+                "model.source '/no/such/folder' does not exist: give a Hugging Face id, "
+                "timm:NAME, an existing folder or GGUF file, or package:NAME/FILE."
             ),
         ),
     ],

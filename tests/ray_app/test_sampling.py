@@ -12,7 +12,8 @@ import transformers
 import yaml
 
 from ray_app.documents import Document
-from ray_app.sampling import Encoder, TaskDraw, draw_task, open_all_documents
+from ray_app.encoders import Encoded, TextEncoder
+from ray_app.sampling import TaskDraw, draw_task, open_all_documents
 from ray_app.study import CaptureSettings, Study, StudyError, load_study
 
 RANDOM = np.random.default_rng(0)
@@ -20,8 +21,8 @@ BOS, EOS = 0, 1
 
 
 @pytest.fixture
-def encoder(tokenizer: transformers.PreTrainedTokenizerFast) -> Callable[..., Encoder]:
-    return lambda **settings: Encoder(tokenizer, CaptureSettings(**settings))
+def encoder(tokenizer: transformers.PreTrainedTokenizerFast) -> Callable[..., TextEncoder]:
+    return lambda **settings: TextEncoder(tokenizer, CaptureSettings(**settings))
 
 
 @pytest.fixture
@@ -39,10 +40,16 @@ def draw(
             shards.append(table)
 
         documents = (Document(source=f"d{n}", text=text) for n, text in enumerate(texts))
-        encoder = Encoder(tokenizer, study.capture)
+        encoder = TextEncoder(tokenizer, study.capture)
         return draw_task("code", study, documents, encoder, keep), shards
 
     return run
+
+
+def ids_of(encoder: TextEncoder, text: str, random: np.random.Generator) -> list[Any]:
+    return [
+        sample.token_ids for sample in encoder.samples_of(Document(source="d", text=text), random)
+    ]
 
 
 def column(shards: list[pa.Table], name: str) -> list[Any]:
@@ -50,85 +57,89 @@ def column(shards: list[pa.Table], name: str) -> list[Any]:
 
 
 def test_special_tokens_are_known_and_by_default_not_counted(
-    encoder: Callable[..., Encoder],
+    encoder: Callable[..., TextEncoder],
 ) -> None:
     plain = encoder()
-    [ids] = plain.samples_of("one two", RANDOM)
+    [ids] = ids_of(plain, "one two", RANDOM)
     assert ids[0] == BOS
     assert plain.special(ids) == [True] + [False] * (len(ids) - 1)
     assert plain.counted(ids) == [False] + [True] * (len(ids) - 1)
     # A special token inside the text is no more text than the one before it.
-    [ids] = plain.samples_of("one</s> two", RANDOM)
+    [ids] = ids_of(plain, "one</s> two", RANDOM)
     assert ids.count(EOS) == 1
     assert not plain.counted(ids)[ids.index(EOS)]
 
 
-def test_special_tokens_count_where_the_study_says_so(encoder: Callable[..., Encoder]) -> None:
+def test_special_tokens_count_where_the_study_says_so(encoder: Callable[..., TextEncoder]) -> None:
     including = encoder(special_tokens="include")
-    [ids] = including.samples_of("one two", RANDOM)
+    [ids] = ids_of(including, "one two", RANDOM)
     assert including.counted(ids) == [True] * len(ids)
     assert including.special(ids)[0]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "<s>", "</s></s>"])
 def test_a_document_without_a_token_that_counts_gives_no_sample(
-    encoder: Callable[..., Encoder], text: str
+    encoder: Callable[..., TextEncoder], text: str
 ) -> None:
-    assert encoder().samples_of(text, RANDOM) == []
-    assert encoder(long_documents="split").samples_of(text, RANDOM) == []
+    assert ids_of(encoder(), text, RANDOM) == []
+    assert ids_of(encoder(long_documents="split"), text, RANDOM) == []
 
 
-def test_texts_of_tokens_put_together_are_the_text(encoder: Callable[..., Encoder]) -> None:
+def test_texts_of_tokens_put_together_are_the_text(encoder: Callable[..., TextEncoder]) -> None:
     plain = encoder()
     text = "def merge(left):\n\treturn 7  # plain"
-    [ids] = plain.samples_of(text, RANDOM)
-    assert "".join(plain.texts(ids)) == "<s>" + text == plain.text(ids)
+    [ids] = ids_of(plain, text, RANDOM)
+    assert (
+        "".join(plain.texts(ids))
+        == "<s>" + text
+        == plain.show(Encoded(plain.counted(ids), token_ids=ids))
+    )
     assert plain.texts(ids) == plain.texts(ids)
 
 
-def test_long_documents_are_cut_at_the_maximum_length(encoder: Callable[..., Encoder]) -> None:
+def test_long_documents_are_cut_at_the_maximum_length(encoder: Callable[..., TextEncoder]) -> None:
     text = "word and word " * 40
-    [whole] = encoder(max_length=512).samples_of(text, RANDOM)
-    [cut] = encoder(max_length=16).samples_of(text, RANDOM)
+    [whole] = ids_of(encoder(max_length=512), text, RANDOM)
+    [cut] = ids_of(encoder(max_length=16), text, RANDOM)
     assert len(whole) > 16
     assert cut == whole[:16]
 
 
 def test_split_documents_become_windows_that_each_begin_as_a_text(
-    encoder: Callable[..., Encoder],
+    encoder: Callable[..., TextEncoder],
 ) -> None:
     text = "one two three four five six seven eight nine ten " * 8
-    [whole] = encoder(max_length=512).samples_of(text, RANDOM)
-    windows = encoder(max_length=16, long_documents="split").samples_of(text, RANDOM)
+    [whole] = ids_of(encoder(max_length=512), text, RANDOM)
+    windows = ids_of(encoder(max_length=16, long_documents="split"), text, RANDOM)
     assert [len(window) for window in windows[:-1]] == [16] * (len(windows) - 1)
     assert all(window[0] == BOS for window in windows)
     assert [token for window in windows for token in window[1:]] == whole[1:]
 
 
 def test_some_windows_of_a_document_are_chosen_by_the_seed(
-    encoder: Callable[..., Encoder],
+    encoder: Callable[..., TextEncoder],
 ) -> None:
     text = " ".join(str(number) for number in range(200))
-    windows = encoder(max_length=16, long_documents="split").samples_of(text, RANDOM)
+    windows = ids_of(encoder(max_length=16, long_documents="split"), text, RANDOM)
     few = encoder(max_length=16, long_documents="split", windows_per_document=3)
-    chosen = few.samples_of(text, np.random.default_rng(0))
+    chosen = ids_of(few, text, np.random.default_rng(0))
     assert len(windows) > 10
     assert len(chosen) == 3
     places = [windows.index(window) for window in chosen]
     assert places == sorted(set(places))
-    assert few.samples_of(text, np.random.default_rng(0)) == chosen
-    others = [few.samples_of(text, np.random.default_rng(seed)) for seed in range(1, 6)]
+    assert ids_of(few, text, np.random.default_rng(0)) == chosen
+    others = [ids_of(few, text, np.random.default_rng(seed)) for seed in range(1, 6)]
     assert any(other != chosen for other in others)
-    assert few.samples_of("short", RANDOM) == encoder().samples_of("short", RANDOM)
+    assert ids_of(few, "short", RANDOM) == ids_of(encoder(), "short", RANDOM)
 
 
 def test_a_tokenizer_that_cannot_split_is_refused(
     tokenizer: transformers.PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(tokenizer), "is_fast", False)
-    Encoder(tokenizer, CaptureSettings())
+    TextEncoder(tokenizer, CaptureSettings())
     with pytest.raises(StudyError) as caught:
-        Encoder(tokenizer, CaptureSettings(long_documents="split"))
+        TextEncoder(tokenizer, CaptureSettings(long_documents="split"))
     assert str(caught.value) == (
         "capture.long_documents: split needs a tokenizer of the tokenizers library, and this model "
         f"has {type(tokenizer).__name__}: write truncate."
@@ -164,7 +175,9 @@ def test_nothing_is_drawn_beyond_what_is_needed(
         raise AssertionError("drawn to the end")
 
     documents = endless()
-    done = draw_task("code", study, documents, Encoder(tokenizer, study.capture), lambda *_: None)
+    done = draw_task(
+        "code", study, documents, TextEncoder(tokenizer, study.capture), lambda *_: None
+    )
     assert done.num_documents < 20
     assert next(documents).source == f"d{done.num_documents}"
 
@@ -242,7 +255,7 @@ def sources(
         for name in sorted(study.tasks, key=lambda name: study.tasks[name].mixture is not None):
             shards: list[pa.Table] = []
             keep = functools.partial(lambda shards, _, table: shards.append(table), shards)
-            draw_task(name, study, streams[name], Encoder(tokenizer, study.capture), keep)
+            draw_task(name, study, streams[name], TextEncoder(tokenizer, study.capture), keep)
             taken[name] = sorted(column(shards, "source"))
         return taken
 

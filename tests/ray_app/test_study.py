@@ -62,7 +62,7 @@ def test_a_small_study_gets_the_documented_defaults(tmp_path: Path) -> None:
     assert (study.model.init, study.model.dtype, study.seed) == ("pretrained", "float32", 0)
     assert study.capture.sites == ["mlp", "attn"]
     assert study.capture.layers == "all"
-    assert study.capture.special_tokens == "exclude"
+    assert study.capture.special_tokens == "auto"
     assert study.tokens_of("a") == study.capture.tokens == 100_000
     assert (study.reference, study.analyses) == (None, [])
 

@@ -25,16 +25,18 @@ def some_rows(table: Table) -> pa.Table:
 
 
 def _values(field: pa.Field, random: np.random.Generator) -> pa.Array:
+    mask = (random.random(ROWS) < 0.3) if field.nullable else None
     if pa.types.is_list(field.type):
         flat = _values(pa.field("item", field.type.value_type, nullable=False), random)
         lengths = [0, *random.multinomial(ROWS, np.ones(ROWS - 1) / (ROWS - 1))]
-        return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), flat).cast(
-            field.type
-        )
-    mask = (random.random(ROWS) < 0.3) if field.nullable else None
+        offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+        nulls = None if mask is None else pa.array(mask)
+        return pa.ListArray.from_arrays(offsets, flat, mask=nulls).cast(field.type)
     if pa.types.is_string(field.type):
         words = ["", "a", " ü\n\t", 'it\'s "quoted"', "\x00", "漢字", "\N{GRINNING FACE}"]
         values: Any = random.choice(np.array(words, dtype=object), ROWS)
+    elif pa.types.is_binary(field.type):
+        values = np.array([random.bytes(size) for size in range(ROWS)], dtype=object)
     elif pa.types.is_boolean(field.type):
         values = random.random(ROWS) < 0.5
     elif pa.types.is_floating(field.type):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ray_app.capture import driver
 from ray_app.capture.errors import CaptureError
+from ray_app.capture.modality import Language
 from ray_app.capture.quarantine import Quarantine
 from ray_app.capture.scheduling import Scheduler
 from ray_app.capture.shards import batches_of
@@ -177,9 +178,10 @@ def test_the_rest_of_a_batch_is_computed_as_a_batch_without_the_sample(
     losses = []
     with torch.inference_mode():
         for batch in batches_of(kept):
-            logits = model.run(batch.token_ids, batch.attention_mask, None)
+            token_ids = Language().inputs(batch, is_first=True)
+            logits = model.run(token_ids, batch.attention_mask, None)
             for row, length in enumerate(batch.lengths.tolist()):
-                scored = score_predictions(logits[row, :length], batch.token_ids[row, :length])
+                scored = score_predictions(logits[row, :length], token_ids[row, :length])
                 losses.append(scored.loss)
     path = layout.tokens_path(run.id, shard.task, shard.shard)
     stored = run.store.files.get_table(path)["loss"].drop_null()

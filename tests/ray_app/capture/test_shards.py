@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ray_app.capture.modality import Language
 from ray_app.capture.shards import PlannedShard, batches_of
 from storage import TABLES, FileRecord
 
@@ -37,7 +38,7 @@ def test_samples_of_unlike_length_are_padded_on_the_right_and_masked() -> None:
     (batch,) = batches_of(table)
     assert batch.samples.tolist() == [10, 11]
     assert batch.lengths.tolist() == [3, 1]
-    assert batch.token_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert Language().inputs(batch, is_first=True).tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.counted is not None
@@ -49,7 +50,7 @@ def test_samples_of_one_length_need_no_mask_and_no_choice_of_positions() -> None
     (batch,) = batches_of(samples((0, [5, 6], [True, True]), (0, [8, 9], [True, True])))
     assert batch.attention_mask is None
     assert batch.counted is None
-    assert batch.token_ids.dtype is torch.int64
+    assert Language().inputs(batch, is_first=True).dtype is torch.int64
 
 
 def test_positions_that_do_not_count_are_left_out_even_without_padding() -> None:
@@ -74,7 +75,8 @@ def test_rows_of_several_chunks_are_read_like_rows_of_one() -> None:
     table = samples((0, [5, 6, 7], [False, True, True]), (0, [8], [True]))
     (whole,) = batches_of(table)
     (parts,) = batches_of(pa.concat_tables([table.slice(0, 1), table.slice(1)]))
-    assert torch.equal(parts.token_ids, whole.token_ids)
+    read = Language().inputs
+    assert torch.equal(read(parts, is_first=True), read(whole, is_first=True))
     assert whole.counted is not None
     assert parts.counted is not None
     assert torch.equal(parts.counted, whole.counted)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ray_app.capture.errors import CaptureError, SampleError, ShardInterruptedError
+from ray_app.capture.modality import Language
 from ray_app.capture.shards import batches_of
 from ray_app.capture.stage import Stage, build_stage
 from ray_app.plan import inspect_model
@@ -81,7 +82,7 @@ def test_an_error_of_the_model_is_that_of_the_samples_that_raise_it_alone(
         return whole(ids, *args)
 
     (batch, *_) = batches_of(run.store.files.get_table(run.shards[0].samples.path))
-    wanted = batch.token_ids[1]
+    wanted = Language().inputs(batch, is_first=True)[1]
     monkeypatch.setattr(stages[0]._model, "run", fail)
     with pytest.raises(SampleError, match="sample 1 fails") as caught:
         stages[0].step(run.shards[0], 0)

@@ -13,7 +13,7 @@ import transformers
 from ray_app.models.errors import ModelError
 from ray_app.models.loading import ModelFiles, load_stage, locate_model
 from ray_app.models.parts import Passthrough, StageModel, find_parts
-from ray_app.models.sites import empty_model
+from ray_app.models.transformers_models import CausalModel
 from ray_app.study import ModelSettings
 
 CUTS = {
@@ -74,7 +74,9 @@ def test_stages_pass_on_the_hidden_states_of_the_whole_model(
 
     for layer in layers:
         layer.register_forward_hook(keep)
-    as_stage = StageModel(whole, find_parts(empty_model(whole.config), whole.config), range(6))
+    architecture = CausalModel.of(whole.config)
+    parts = find_parts(architecture.skeleton(), architecture)
+    as_stage = StageModel(whole, architecture, parts, range(6))
     (logits,), _ = run([as_stage], padded=padded)
     for cut in CUTS.values():
         passed, _ = run(stages_of(settings, cut), padded=padded)
@@ -103,7 +105,9 @@ def test_quantised_stages_agree_with_the_quantised_whole_model(
         ),
         device_map={"": "cpu"},
     ).eval()
-    as_stage = StageModel(whole, find_parts(empty_model(whole.config), whole.config), range(6))
+    architecture = CausalModel.of(whole.config)
+    parts = find_parts(architecture.skeleton(), architecture)
+    as_stage = StageModel(whole, architecture, parts, range(6))
     (logits,), _ = run([as_stage])
     plain, _ = run(stages_of(settings_of(deep_model_folder(family)), CUTS[1]))
     assert not torch.equal(plain[-1], logits)

@@ -8,7 +8,8 @@ import pytest
 import transformers
 
 from ray_app.models.loading import ModelError
-from ray_app.models.sites import SiteLocation, confirm_sites, empty_model, find_sites
+from ray_app.models.sites import SiteLocation, confirm_sites, find_sites
+from ray_app.models.transformers_models import CausalModel
 from ray_app.plan import inspect_model
 from ray_app.run import Run
 from ray_app.study import load_study
@@ -42,8 +43,9 @@ def test_both_sites_are_found_and_confirmed(
     model_folder: Callable[[str], Path], family: str, attn: str, mlp: str
 ) -> None:
     model = load(model_folder(family))
-    sites = find_sites(empty_model(model.config), model.config)
-    confirm_sites(model, sites)
+    architecture = CausalModel.of(model.config)
+    sites = find_sites(architecture.skeleton(), architecture)
+    confirm_sites(model, sites, architecture)
     assert [(site.layer, site.site) for site in sites] == [
         (layer, site) for layer in range(2) for site in ("attn", "mlp")
     ]
@@ -57,7 +59,9 @@ def llama(model_folder: Callable[[str], Path]) -> transformers.PreTrainedModel:
 
 
 def sites_of(model: transformers.PreTrainedModel) -> dict[tuple[str, int], SiteLocation]:
-    return {(site.site, site.layer): site for site in find_sites(model, model.config)}
+    return {
+        (site.site, site.layer): site for site in find_sites(model, CausalModel.of(model.config))
+    }
 
 
 def test_sites_have_the_widths_of_the_configuration(llama: transformers.PreTrainedModel) -> None:
@@ -77,7 +81,7 @@ def test_a_module_of_another_width_is_refused(llama: transformers.PreTrainedMode
         match=r"site 'mlp' of layer 1 \(model\.layers\.1\.mlp\.up_proj\) must be read once per "
         r"forward pass with shape \(8, 72\), found \[\(8, 32\)\]: name the right modules",
     ):
-        confirm_sites(llama, [site])
+        confirm_sites(llama, [site], CausalModel.of(llama.config))
 
 
 def test_a_module_that_never_runs_is_refused(llama: transformers.PreTrainedModel) -> None:
@@ -86,14 +90,14 @@ def test_a_module_that_never_runs_is_refused(llama: transformers.PreTrainedModel
     with pytest.raises(
         ModelError, match=r"site 'mlp' of layer 1 \(.*down_proj\) .* found no call at all"
     ):
-        confirm_sites(llama, list(sites_of(llama).values()))
+        confirm_sites(llama, list(sites_of(llama).values()), CausalModel.of(llama.config))
 
 
 def test_a_module_that_runs_twice_is_refused(llama: transformers.PreTrainedModel) -> None:
     site = sites_of(llama)["attn", 0]
     llama.model.layers[1] = llama.model.layers[0]
     with pytest.raises(ModelError, match=r"found \[\(8, 32\), \(8, 32\)\]"):
-        confirm_sites(llama, [site])
+        confirm_sites(llama, [site], CausalModel.of(llama.config))
 
 
 def test_an_attention_site_that_does_not_mix_positions_is_refused(
@@ -103,21 +107,21 @@ def test_an_attention_site_that_does_not_mix_positions_is_refused(
     with pytest.raises(
         ModelError, match=r"site 'attn' of layer 0 \(.*q_proj\) does not mix positions"
     ):
-        confirm_sites(llama, [site])
+        confirm_sites(llama, [site], CausalModel.of(llama.config))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gpt_neox"])
 def test_swapped_sites_are_refused(model_folder: Callable[[str], Path], family: str) -> None:
     model = load(model_folder(family))
-    right = find_sites(model, model.config)
+    right = find_sites(model, CausalModel.of(model.config))
     other = {"attn": "mlp", "mlp": "attn"}
     swapped = [replace(site, site=other[site.site]) for site in right]
     with pytest.raises(ModelError, match=r"mix(es)? positions.*name.* in model.site_modules"):
-        confirm_sites(model, swapped)
+        confirm_sites(model, swapped, CausalModel.of(model.config))
 
 
 def test_confirming_leaves_no_hook_behind(llama: transformers.PreTrainedModel) -> None:
-    confirm_sites(llama, list(sites_of(llama).values()))
+    confirm_sites(llama, list(sites_of(llama).values()), CausalModel.of(llama.config))
     for module in llama.modules():
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
@@ -189,7 +193,9 @@ def test_heads_named_by_hand_may_be_of_another_size_than_queries() -> None:
         "attn": "model.layers.{layer}.self_attn.o_proj",
         "mlp": "model.layers.{layer}.mlp.down_proj",
     }
-    attn, mlp = find_sites(empty_model(config), config, by_hand=by_hand)
+    attn, mlp = find_sites(
+        CausalModel.of(config).skeleton(), CausalModel.of(config), by_hand=by_hand
+    )
     assert (attn.width, attn.head_dim) == (40, 10)
     assert (mlp.width, mlp.head_dim) == (72, None)
 
@@ -199,14 +205,12 @@ def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"the architecture MambaForCausalLM has no attention heads: actlake"
     ):
-        find_sites(empty_model(config), config)
+        find_sites(CausalModel.of(config).skeleton(), CausalModel.of(config))
 
 
-def test_a_model_that_is_no_decoder_is_refused() -> None:
-    with pytest.raises(
-        ModelError, match="the architecture 'vit' has no causal language model in transformers"
-    ):
-        empty_model(transformers.ViTConfig())
+def test_a_model_that_neither_writes_nor_classifies_is_refused() -> None:
+    with pytest.raises(ModelError, match="'vits' has no causal language model and no image class"):
+        CausalModel.of(transformers.VitsConfig())
 
 
 def test_attention_that_transformers_cannot_run_is_refused_with_the_one_that_it_can(

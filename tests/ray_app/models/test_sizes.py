@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ray_app.models.loading import ModelFiles, load_stage
 from ray_app.models.parts import find_parts
-from ray_app.models.sites import empty_model
 from ray_app.models.sizes import PartSizes, balanced_cut, measure_parts
+from ray_app.models.transformers_models import CausalModel
 from ray_app.study import ModelSettings
 
 
@@ -50,8 +50,9 @@ def test_measured_bytes_are_those_that_stages_hold(
     folder = deep_model_folder(family)
     config = transformers.AutoConfig.from_pretrained(folder)
     settings = ModelSettings(source=str(folder), quantization=quantization)
-    parts = find_parts(empty_model(config), config)
-    sizes = measure_parts(empty_model(config), parts, settings, config)
+    architecture = CausalModel.of(config)
+    parts = find_parts(architecture.skeleton(), architecture)
+    sizes = measure_parts(architecture.skeleton(), parts, settings)
     for layers in (range(2), range(2, 4), range(4, 6), range(6)):
         stage = load_stage(settings, ModelFiles(name=str(folder), fingerprint=""), layers)
         held = sum(p.numel() * p.element_size() for p in stage.model.parameters())
@@ -61,10 +62,11 @@ def test_measured_bytes_are_those_that_stages_hold(
 def test_half_precision_takes_half_the_bytes(deep_model_folder: Callable[[str], Path]) -> None:
     folder = deep_model_folder("llama")
     config = transformers.AutoConfig.from_pretrained(folder)
-    parts = find_parts(empty_model(config), config)
+    architecture = CausalModel.of(config)
+    parts = find_parts(architecture.skeleton(), architecture)
     full, half = (
         measure_parts(
-            empty_model(config), parts, ModelSettings(source=str(folder), dtype=dtype), config
+            architecture.skeleton(), parts, ModelSettings(source=str(folder), dtype=dtype)
         )
         for dtype in ("float32", "bfloat16")
     )
