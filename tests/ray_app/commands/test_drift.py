@@ -89,7 +89,6 @@ def test_csv_and_json_hold_every_row_and_column(
     ("options", "message"),
     [
         (["--metric", "size"], "metrics"),
-        (["--fractions", "0.1,many"], "fractions"),
         (["--fractions", "2"], "each fraction must be in (0, 1], found 2"),
     ],
 )
