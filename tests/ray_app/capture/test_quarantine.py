@@ -175,13 +175,14 @@ def test_the_rest_of_a_batch_is_computed_as_a_batch_without_the_sample(
     bad = pa.array([sample for task, sample in spoilt if task == shard.task], pa.int32())
     kept = samples.filter(pc.invert(pc.is_in(samples["sample"], bad)))
     assert 0 < kept.num_rows < samples.num_rows
-    losses = []
+    losses, compiled = [], run.record["reduction"] == "compiled"
     with torch.inference_mode():
         for batch in batches_of(kept):
             token_ids = Language().inputs(batch, is_first=True)
             logits = model.run(token_ids, batch.attention_mask, None)
             for row, length in enumerate(batch.lengths.tolist()):
-                scored = score_predictions(logits[row, :length], token_ids[row, :length])
+                ids = token_ids[row, :length]
+                scored = score_predictions(logits[row, :length], ids, compiled=compiled)
                 losses.append(scored.loss)
     path = layout.tokens_path(run.id, shard.task, shard.shard)
     stored = run.store.files.get_table(path)["loss"].drop_null()
