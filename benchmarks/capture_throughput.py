@@ -90,9 +90,7 @@ def bare_way(run: Run, weights: StageModel) -> Way:
 
 
 def capture_way(run: Run, weights: StageModel) -> Way:
-    spec = run.stage_spec()
-    files, reduction = run.store.files, spec.reduction
-    whole = stage.Stage(weights, spec.sites, files, run=run.id, reduction=reduction)
+    whole = stage.Stage(weights, run.stage_spec(), run.store.files)
     return lambda: timed_capture(run, LocalWorkers(whole))
 
 

@@ -31,6 +31,11 @@ _STATS_BYTES = 2 * 9 * 8 + 2 * 100
 and the latter's rows as a table and as Parquet."""
 _SAMPLE_BYTES = 120
 """Of each token of a shard: its id, text and flags as a table, and its rows of table tokens."""
+_POOLED_BYTES = 4 * 4
+"""Of each pooled value: the shard that is computed and the one that is written, and the latter's
+values as a table and as Parquet."""
+_SHORT = 16
+"""Tokens of a sample, where samples have not been drawn yet: few datasets have shorter ones."""
 
 
 class PlanError(ActlakeError):
@@ -148,27 +153,43 @@ def place(
     )
 
 
-def stage_bytes(study: Study, model: ModelFacts, layers: range) -> int:
-    """Memory that the actor of a stage takes at most: on its GPU if it has one, else in all."""
+def stage_bytes(
+    study: Study, model: ModelFacts, layers: range, *, shard_samples: int | None = None
+) -> int:
+    """Memory that the actor of a stage takes at most: on its GPU if it has one, else in all.
+
+    Args:
+        study: the study.
+        model: its model.
+        layers: those of the stage.
+        shard_samples: samples of the shard that has most; a guess if not given.
+    """
     itemsize: int = getattr(torch, study.model.dtype).itemsize
     rows = max(study.capture.batch_tokens, _longest(study, model))
     sites = [site for site in model.sites if site.layer in layers]
     widest = max((site.width for site in model.sites), default=0)
     total = model.sizes.of_stage(layers)
     total += rows * (8 * model.architecture.width + 4 * widest) * itemsize
-    total += sum(site.width for site in sites) * _STATS_BYTES
+    num_neurons = sum(site.width for site in sites)
+    total += num_neurons * _STATS_BYTES
     if layers.stop == model.num_layers:
         total += rows * model.architecture.num_outputs * (itemsize + 1)
     if study.resources.gpus_per_stage:
         return total
+    if shard_samples is None:
+        shortest = model.architecture.num_probed if _reads_images(model) else _SHORT
+        shard_samples = study.capture.shard_tokens // shortest + 1
+    total += num_neurons * shard_samples * len(study.capture.pooled) * _POOLED_BYTES
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
 
 
 def _longest(study: Study, model: ModelFacts) -> int:
     """Positions of the longest sample."""
-    if model.architecture.modality == "image":
-        return model.architecture.num_probed
-    return study.capture.max_length
+    return model.architecture.num_probed if _reads_images(model) else study.capture.max_length
+
+
+def _reads_images(model: ModelFacts) -> bool:
+    return model.architecture.modality == "image"
 
 
 def gib(num_bytes: int) -> str:

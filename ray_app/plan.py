@@ -32,6 +32,8 @@ __all__ = [
 
 # Parquet bytes per row after zstd, rounded up by a fifth: statistics of SmolLM2 took 60 (README).
 _STATS_ROW_BYTES = 72
+_POOLED_BYTES = 4
+"""Of each pooled value; float32 hardly compresses."""
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
 _FILE_BYTES = 5_000
@@ -100,16 +102,22 @@ class Plan:
         """
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         image_bytes = sum(draw.num_image_bytes for draw in self.tasks.values())
-        stats_rows = len(self.shards) * self.model.num_neurons
+        pooled = len(self.study.capture.pooled)
+        neurons = self.model.num_neurons
+        samples = [shard.num_samples for shard in self.shards]
         cut = stage_ranges(self.study, self.model, local_nodes())
-        num_files = (3 + len(cut)) * len(self.shards) + 2
+        num_files = (3 + len(cut) * (2 if pooled else 1)) * len(self.shards) + 2
         return Costs(
             num_files=num_files,
-            num_bytes=stats_rows * _STATS_ROW_BYTES
+            num_bytes=len(self.shards) * neurons * _STATS_ROW_BYTES
+            + sum(samples) * neurons * pooled * _POOLED_BYTES
             + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
             + image_bytes
             + num_files * _FILE_BYTES,
-            stage_bytes=tuple(stage_bytes(self.study, self.model, n) for n in cut),
+            stage_bytes=tuple(
+                stage_bytes(self.study, self.model, layers, shard_samples=max(samples, default=0))
+                for layers in cut
+            ),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,

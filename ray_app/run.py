@@ -20,7 +20,7 @@ from ray_app.plan import (
     identity_of,
     make_plan,
 )
-from ray_app.study import ModelSettings, Study
+from ray_app.study import CaptureSettings, ModelSettings, Study
 from storage import SCHEMA_VERSION, ActlakeError, FileRecord, Store, StoreFiles, layout
 from storage.files import canonical_json
 
@@ -73,6 +73,7 @@ class Run:
                 sites=tuple(site for site in sites if site.layer in layers),
                 threads=self.record["threads"],
                 reduction=self.record["reduction"],
+                capture=CaptureSettings.model_validate(self.record["identity"]["capture"]),
             )
             for index, layers in enumerate(cut)
         ]

@@ -16,6 +16,7 @@ __all__ = [
     "AnalysisSettings",
     "CaptureSettings",
     "ModelSettings",
+    "Pooling",
     "ResourceSettings",
     "Study",
     "StudyError",
@@ -23,6 +24,7 @@ __all__ = [
     "load_study",
 ]
 
+Pooling = Literal["max", "mean"]
 Scalar = str | int | float | bool
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 
@@ -206,9 +208,9 @@ class CaptureSettings(_Settings):
         description="With split: most windows of one document, chosen by the study's seed.",
     )
 
-    @field_validator("sites")
+    @field_validator("sites", "pooled")
     @classmethod
-    def _in_one_order(cls, value: list[Site]) -> list[Site]:
+    def _in_one_order(cls, value: list[str]) -> list[str]:
         return sorted(set(value))
 
     @field_validator("layers")
@@ -230,6 +232,11 @@ class CaptureSettings(_Settings):
         description="Whether positions of special tokens (BOS, the class token of images and the "
         "like) count in statistics; 'auto' counts them in images only. Their positions are in the "
         "table tokens either way.",
+    )
+    pooled: list[Pooling] = Field(
+        default_factory=list,
+        description="Also keep one value per sample and neuron, pooled over the sample's counted "
+        "positions: max, mean or both.",
     )
     batch_tokens: int = Field(
         1024, ge=1, description="Most tokens of one batch, padding included (a sample is not cut)."

@@ -39,7 +39,7 @@ __all__ = [
 
 VIEWS = (
     "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "analyses",
+    "pooled_activations", "analyses",
 )  # fmt: skip
 """Names of all views, each after those it reads."""
 
@@ -146,6 +146,7 @@ _DUCKDB_TYPES = {
     pa.string(): "varchar",
     pa.binary(): "blob",
     pa.list_(pa.int32()): "integer[]",
+    pa.list_(pa.float32()): "float[]",
     pa.list_(pa.string()): "varchar[]",
     pa.list_(pa.bool_()): "boolean[]",
 }

@@ -26,9 +26,6 @@ __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ROW_GROUP_ROWS = 1 << 17
-"""Large enough to compress well, small enough that a filter on layer skips most of a big part."""
-
 _PARTITION = re.compile(r"/(run|task|analysis)=")
 
 
@@ -174,7 +171,7 @@ class StoreFiles:
         checked = table.cast(TABLES[name].schema)
         buffer = pa.BufferOutputStream()
         with _parquet_writer(buffer, checked.schema) as writer:
-            writer.write_table(checked, row_group_size=_ROW_GROUP_ROWS)
+            writer.write_table(checked, row_group_size=TABLES[name].row_group_rows)
         data = memoryview(buffer.getvalue())
         self.put(path, data)
         return FileRecord(
@@ -201,7 +198,7 @@ class StoreFiles:
             with temporary.open("wb") as file, _parquet_writer(file, schema) as writer:
                 for batch in batches:
                     table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-                    writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+                    writer.write_table(table, row_group_size=TABLES[name].row_group_rows)
                     rows += table.num_rows
             size = temporary.stat().st_size
             with temporary.open("rb") as written:

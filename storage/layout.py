@@ -8,6 +8,7 @@ __all__ = [
     "analysis_folder",
     "analysis_manifest_path",
     "commit_path",
+    "part_path",
     "quarantine_path",
     "run_folder",
     "run_path",
@@ -43,9 +44,14 @@ def tokens_path(run: str, task: str, shard: int) -> str:
     return table_path(run, "tokens", task, shard)
 
 
+def part_path(run: str, table: str, task: str, shard: int, stage: int) -> str:
+    """Rows of one shard in a table of which each stage writes its layers."""
+    return f"{run_folder(run)}/{table}/task={task}/stage-{stage:02d}/shard-{shard:05d}.parquet"
+
+
 def stats_path(run: str, task: str, shard: int, stage: int) -> str:
     """Statistics of the layers that one stage holds, over one shard."""
-    return f"{run_folder(run)}/stats/task={task}/stage-{stage:02d}/shard-{shard:05d}.parquet"
+    return part_path(run, "stats", task, shard, stage)
 
 
 def quarantine_path(run: str, task: str, shard: int) -> str:

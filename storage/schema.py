@@ -32,6 +32,9 @@ class Table:
     """What one row stands for."""
     schema: pa.Schema
     """Columns inside the files; the metadata key ``doc`` of each field explains it."""
+    row_group_rows: int = 1 << 17
+    """Most rows of a row group: large enough to compress well, small enough that a filter on layer
+    and neuron skips most of a big file."""
 
     @property
     def partitions(self) -> tuple[str, ...]:
@@ -231,6 +234,41 @@ _RUN_TABLES = (
                 _column("max", pa.float32(), "largest z"),
             ]
         ),
+    ),
+    Table(
+        name="pooled",
+        owner="run",
+        purpose="One value per sample and neuron, pooled over the counted positions of the sample: "
+        "kept where the study asks for it. View pooled_activations has a row for each.",
+        grain="one row per (run, task, shard, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column(
+                    "sample",
+                    pa.list_(pa.int32()),
+                    "indices of the samples inside the task; the same list for all neurons of a "
+                    "shard",
+                ),
+                _column(
+                    "max",
+                    pa.list_(pa.float32()),
+                    "largest z over the counted positions of each sample; null if not kept",
+                    nullable=True,
+                ),
+                _column(
+                    "mean",
+                    pa.list_(pa.float32()),
+                    "mean of z over the same positions; null if not kept",
+                    nullable=True,
+                ),
+            ]
+        ),
+        row_group_rows=1 << 10,
     ),
     Table(
         name="quarantine",

@@ -1,6 +1,6 @@
 """What a stage holds of the shard that it computes, and the tables that come of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +10,14 @@ from torch import Tensor
 
 from ray_app.capture.errors import SampleError
 from ray_app.capture.modality import Modality
-from ray_app.capture.moments import Reduction, make_accumulator
+from ray_app.capture.pooled import PooledRecorder
+from ray_app.capture.recorders import Part, Recorder, SiteKey, StatsRecorder
 from ray_app.capture.shards import Batch, CheckedShard, PlannedShard, SetAside, batches_of
+from ray_app.capture.spec import StageSpec
 from ray_app.models.prediction import Prediction
-from ray_app.models.sites import SiteLocation
 from storage.schema import TABLES
 
-__all__ = ["ShardParts", "SiteKey"]
-
-SiteKey = tuple[str, int]
-"""(site, layer)."""
+__all__ = ["ShardParts"]
 
 _LARGEST = 2.0**59
 """Magnitude up to which the squared deviations of a block of 128 rows have a finite float32 sum."""
@@ -35,10 +33,9 @@ class ShardParts:
         self,
         shard: PlannedShard,
         samples: pa.Table,
-        sites: Sequence[SiteLocation],
+        spec: StageSpec,
         modality: Modality,
         device: torch.device,
-        reduction: Reduction,
     ) -> None:
         self.shard = shard
         self._modality = modality
@@ -49,19 +46,24 @@ class ShardParts:
         self.batches = {batch.index: batch for batch in batches_of(self.samples)}
         self.next_batch = 0
         self.predictions: list[Prediction] = []
-        self.moments = {
-            (site.site, site.layer): make_accumulator(site.width, device, reduction=reduction)
-            for site in sites
-        }
+        self._sites = {(site.site, site.layer): site for site in spec.sites}
+        # Tables are ordered by site, layer, neuron.
+        sites = [self._sites[key] for key in sorted(self._sites)]
+        self._stats = StatsRecorder(shard, sites, device, spec.reduction)
+        self._recorders: list[Recorder] = [self._stats]
+        if spec.capture.pooled:
+            indices = self.samples["sample"].to_numpy()
+            self._recorders.append(PooledRecorder(shard, sites, indices, spec.capture.pooled))
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
-        """What the hooks call: add the counted positions of one site to its statistics."""
+        """What the hooks call: give the activations of one site to all recorders."""
 
         def add(key: SiteKey, z: Tensor) -> None:
             rows = z.flatten(0, -2)
             if self._checks:
                 self._check_rows(batch, key, rows)
-            self.moments[key].add(rows, batch.counted)
+            for recorder in self._recorders:
+                recorder.add(batch, self._sites[key], rows)
 
         return add
 
@@ -99,20 +101,19 @@ class ShardParts:
             f"sample {found[0].sample} fails, because {found[0].error}", tuple(found)
         )
 
-    def check(self, sites: Sequence[SiteLocation]) -> None:
+    def check(self) -> None:
         """Look whether everything that was reduced is finite.
 
         Raises:
             SampleError: if something is not; which sample it was is not known here.
         """
         place = f"shard {self.shard.shard} of task {self.shard.task!r}"
-        for site in sites:
-            neuron = self.moments[site.site, site.layer].first_non_finite()
-            if neuron is not None:
-                raise SampleError(
-                    f"neuron {neuron} of site {site.site!r}, layer {site.layer}, {_NOT_FINITE} in "
-                    f"{place}: {_TRY_DTYPE}."
-                )
+        if (found := self._stats.first_non_finite()) is not None:
+            site, neuron = found
+            raise SampleError(
+                f"neuron {neuron} of site {site.site!r}, layer {site.layer}, {_NOT_FINITE} in "
+                f"{place}: {_TRY_DTYPE}."
+            )
         for row, prediction in enumerate(self.predictions):
             bad = ~np.isfinite(prediction.loss)
             if bad.any():
@@ -122,26 +123,10 @@ class ShardParts:
                     f"{_OVERFLOW}."
                 )
 
-    def stats_table(self, sites: Sequence[SiteLocation]) -> pa.Table:
-        """Rows of table ``stats``, ordered by site, layer, neuron."""
-        return pa.concat_tables([self._site_table(site) for site in sites])
-
-    def _site_table(self, site: SiteLocation) -> pa.Table:
-        moments = self.moments[site.site, site.layer]
-        neurons = np.arange(site.width, dtype=np.int32)
-        head = pa.nulls(site.width, pa.int16())
-        if site.head_dim is not None:
-            head = pa.array(neurons // site.head_dim, pa.int16())
-        return pa.table(
-            {
-                "shard": pa.array(np.full(site.width, self.shard.shard, dtype=np.int32)),
-                "site": pa.array([site.site] * site.width),
-                "layer": pa.array(np.full(site.width, site.layer, dtype=np.int16)),
-                "neuron": pa.array(neurons),
-                "head": head,
-                **moments.columns(),
-            }
-        )
+    def parts(self) -> Iterator[Part]:
+        """What all recorders made of the shard."""
+        for recorder in self._recorders:
+            yield from recorder.parts()
 
     def prediction_tables(self) -> dict[str, pa.Table]:
         """Tables of the last stage by name: ``tokens`` and those of the modality."""

@@ -8,51 +8,23 @@ the plan; a stage that was restarted in the middle of a shard says so instead of
 shard.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.modality import UnreadableError, modality_of
-from ray_app.capture.moments import Reduction, make_accumulator
-from ray_app.capture.partial import ShardParts, SiteKey
+from ray_app.capture.moments import make_accumulator
+from ray_app.capture.partial import ShardParts
+from ray_app.capture.recorders import SiteKey
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
+from ray_app.capture.spec import StageSpec
 from ray_app.models.hooks import read_inputs
 from ray_app.models.loading import load_stage, locate_model
 from ray_app.models.parts import StageModel
-from ray_app.models.sites import SiteLocation, confirm_sites
-from ray_app.study import ModelSettings
+from ray_app.models.sites import confirm_sites
 from storage import ActlakeError, FileRecord, StoreFiles, layout
 
 __all__ = ["CaptureError", "Stage", "StageSpec", "build_stage", "load_stage_model"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageSpec:
-    """All that a worker needs to build its stage; small, and the same for every replica."""
-
-    store: str
-    """Root of the store."""
-    run: str
-    """Id of the run."""
-    index: int
-    """Index of the stage in its pipeline."""
-    start: int
-    """First layer of the stage."""
-    stop: int
-    """Layer after its last one."""
-    model: ModelSettings
-    """Which model."""
-    fingerprint: str
-    """The weights that the run was planned with."""
-    sites: tuple[SiteLocation, ...]
-    """Sites to capture in this stage; they lie in its layers."""
-    threads: int
-    """CPU threads; part of what makes results bit-identical."""
-    reduction: Reduction
-    """How statistics are reduced; part of it as well."""
 
 
 def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
@@ -66,14 +38,7 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
     # What cannot be built here is known before the weights are read.
     make_accumulator(1, device, reduction=spec.reduction)
     model = load_stage_model(spec, device=device)
-    return Stage(
-        model,
-        spec.sites,
-        StoreFiles(spec.store),
-        run=spec.run,
-        index=spec.index,
-        reduction=spec.reduction,
-    )
+    return Stage(model, spec, StoreFiles(spec.store))
 
 
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
@@ -94,26 +59,14 @@ def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
 class Stage:
     """Runs batches, reduces activations as they appear, and writes the parts of each shard."""
 
-    def __init__(
-        self,
-        model: StageModel,
-        sites: Sequence[SiteLocation],
-        files: StoreFiles,
-        *,
-        run: str,
-        index: int = 0,
-        reduction: Reduction = "eager",
-    ) -> None:
+    def __init__(self, model: StageModel, spec: StageSpec, files: StoreFiles) -> None:
         self._model = model
-        self._modality = modality_of(model.architecture, compiled=reduction == "compiled")
-        self._sites = sorted(sites, key=lambda site: (site.site, site.layer))
+        self._spec = spec
+        self._modality = modality_of(model.architecture, compiled=spec.reduction == "compiled")
         self._modules: dict[SiteKey, nn.Module] = {
-            (site.site, site.layer): model.model.get_submodule(site.module) for site in sites
+            (site.site, site.layer): model.model.get_submodule(site.module) for site in spec.sites
         }
         self._files = files
-        self._run = run
-        self._index = index
-        self._reduction = reduction
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -137,9 +90,7 @@ class Stage:
         """
         if index == 0:
             samples = self._files.get_recorded_table(shard.samples)
-            self._open = ShardParts(
-                shard, samples, self._sites, self._modality, self._model.device, self._reduction
-            )
+            self._open = ShardParts(shard, samples, self._spec, self._modality, self._model.device)
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
         result = 0 if batch is None else self._try(opened, batch, hidden)
@@ -156,7 +107,7 @@ class Stage:
         opened = self._opened(shard, shard.num_batches)
         self._open = None
         # Statistics come first: where a neuron is not finite, they name it.
-        opened.check(self._sites)
+        opened.check()
         self._closed[shard.key] = opened
 
     def write(self, shard: PlannedShard) -> list[FileRecord]:
@@ -173,16 +124,16 @@ class Stage:
         if closed is None:
             raise _interrupted(shard, "its end")
         # All are made before one is written.
-        parts = {}
-        if self._sites:
-            path = layout.stats_path(self._run, shard.task, shard.shard, self._index)
-            parts[path] = "stats", closed.stats_table(self._sites)
+        run, place = self._spec.run, shard.key
+        parts = {
+            layout.part_path(run, part.table, *place, self._spec.index): (part.table, part.rows)
+            for part in closed.parts()
+        }
         if self._model.is_last:
             for name, table in closed.prediction_tables().items():
-                parts[layout.table_path(self._run, name, shard.task, shard.shard)] = name, table
+                parts[layout.table_path(run, name, *place)] = name, table
             if closed.set_aside:
-                path = layout.quarantine_path(self._run, shard.task, shard.shard)
-                parts[path] = "quarantine", closed.quarantine_table()
+                parts[layout.quarantine_path(run, *place)] = "quarantine", closed.quarantine_table()
         return [self._files.put_table(path, *part) for path, part in parts.items()]
 
     def drop(self, shard: PlannedShard) -> None:

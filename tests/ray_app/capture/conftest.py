@@ -21,6 +21,8 @@ class Reference:
 
     activations: dict[tuple[str, int], list[torch.Tensor]] = field(default_factory=dict)
     """(positions, neurons) by site and layer, of counted positions."""
+    num_counted: dict[int, int] = field(default_factory=dict)
+    """Counted positions by sample, in the order in which activations have them."""
     losses: dict[int, list[float]] = field(default_factory=dict)
     """Of the tokens after the first, by sample."""
     top1: dict[int, list[bool]] = field(default_factory=dict)
@@ -61,6 +63,7 @@ def run_plainly(
         handle.remove()
     for index, row in enumerate(rows):
         length, sample = row["num_tokens"], row["sample"]
+        found.num_counted[sample] = row["num_counted"]
         scores, wanted = logits[index, : length - 1].float(), ids[index, 1:length]
         best = scores.topk(10, dim=1).indices == wanted[:, None]
         found.losses[sample] = cross_entropy(scores, wanted, reduction="none").tolist()

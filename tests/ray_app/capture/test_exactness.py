@@ -144,6 +144,29 @@ def test_special_tokens_are_in_tokens_and_count_only_if_asked(
         assert set(neurons_of(run, task, "attn", 1)["n"]) == {160}
 
 
+def test_pooled_values_equal_a_reference_on_the_same_batches(
+    write_study: Callable[..., Path],
+    capture_locally: Callable[..., Run],
+    reference_of: Callable[..., Any],
+) -> None:
+    run = capture_locally(write_study(), None, "capture.pooled=[mean, max]")
+    for task, reference in reference_of(run, one_by_one=False).items():
+        bounds = np.cumsum(list(reference.num_counted.values()))[:-1]
+        for site, layer in SITES:
+            z = np.split(torch.cat(reference.activations[site, layer]).double().numpy(), bounds)
+            expected = dict(zip(reference.num_counted, z, strict=True))
+            found = run.store.sql(
+                "select sample, list(max order by neuron), list(mean order by neuron) "
+                "from pooled_activations where task = $task and site = $site and layer = $layer "
+                "group by sample",
+                {"task": task, "site": site, "layer": layer},
+            ).fetchall()
+            assert {row[0] for row in found} == expected.keys()
+            for sample, largest, mean in found:
+                np.testing.assert_array_equal(largest, expected[sample].max(0))
+                np.testing.assert_allclose(mean, expected[sample].mean(0), rtol=1e-6, atol=1e-7)
+
+
 def test_heads_are_blocks_of_the_attention_site_and_absent_at_the_mlp(
     write_study: Callable[..., Path],
     capture_locally: Callable[..., Run],

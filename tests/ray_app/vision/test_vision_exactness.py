@@ -84,7 +84,7 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
     vision_folder: Callable[[str], Path],
     kind: str,
 ) -> None:
-    run = capture_locally(write_vision_study(kind))
+    run = capture_locally(write_vision_study(kind), None, "capture.pooled=[max, mean]")
     assert run.record["model"]["modality"] == "image"
     for task in ("crabs", "fish", "all"):
         key = {"run": run.id, "task": task}
@@ -97,6 +97,7 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
         assert wanted is None or {row["label"] for row in rows} == wanted
         activations, logits = run_plainly(kind, vision_folder(kind), rows)
         check_statistics(run, task, activations)
+        check_pooled(run, task, activations)
         check_predictions(run, task, rows, logits)
 
 
@@ -117,6 +118,21 @@ def check_statistics(run: Run, task: str, activations: dict[tuple[str, int], np.
             assert (difference <= 5e-5 * np.abs(expected) + slack).all(), (site, layer, name)
         if site == "attn":
             assert set(np.asarray(found["head"])) == set(range(3))
+
+
+def check_pooled(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray]) -> None:
+    for (site, layer), z in activations.items():
+        found = run.store.sql(
+            "from pooled_activations where run = $run and task = $task and site = $site "
+            "and layer = $layer order by sample, neuron",
+            {"run": run.id, "task": task, "site": site, "layer": layer},
+        ).fetchnumpy()
+        num_samples = len(set(found["sample"]))
+        by_sample = z.reshape(num_samples, -1, z.shape[1])
+        slack = 2e-6 * np.abs(z).max()
+        for name, expected in {"max": by_sample.max(1), "mean": by_sample.mean(1)}.items():
+            values = found[name].reshape(num_samples, -1)
+            np.testing.assert_allclose(values, expected, rtol=0, atol=slack, err_msg=name)
 
 
 def check_predictions(
@@ -162,7 +178,9 @@ def test_one_to_four_stages_write_the_same_files(
 ) -> None:
     path = write_vision_study(kind)
     # The second batch is smaller than the first, and there are two shards.
-    overrides = [f"model.init={init}", "capture.tokens=70", "resources.stages=4"]
+    overrides = [
+        f"model.init={init}", "capture.tokens=70", "resources.stages=4", "capture.pooled=[mean]"
+    ]  # fmt: skip
     images = yaml.safe_load(path.read_text(encoding="utf-8"))["tasks"]["all"]
     study = load_study(path, [*overrides, f"tasks={{all: {json.dumps(images)}}}"])
     model = inspect_model(study)
@@ -174,19 +192,15 @@ def test_one_to_four_stages_write_the_same_files(
         stages = [build_stage(spec) for spec in run.stage_specs(cut)]
         driver.capture(run, LocalWorkers(*stages), NoProgress())
         assert verify_store(store).problems == []
-        others = store.files.list("runs/*/[pt]*/*/*.parquet")
+        others = store.files.list("runs/*/[pt]*/*/shard-*.parquet")
         assert len(others) == 2 * len(run.shards)
-        stats = store.sql("from stats order by task, shard, site, layer, neuron")
-        found.append(
-            (
-                run.id,
-                {path: store.files.sha256(path) for path in others},
-                stats.to_arrow_table().combine_chunks(),
-            )
-        )
+        stagewise = [
+            store.table(f"from {table} order by task, shard, site, layer, neuron").combine_chunks()
+            for table in ("stats", "pooled")
+        ]
+        found.append((run.id, {path: store.files.sha256(path) for path in others}, stagewise))
     for other in found[1:]:
-        assert other[:2] == found[0][:2]
-        assert other[2].equals(found[0][2])
+        assert other == found[0]
 
 
 def test_random_weights_of_timm_are_those_that_timm_draws(
