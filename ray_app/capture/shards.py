@@ -137,6 +137,15 @@ class Batch:
         return torch.arange(self.shape[1]) < self.lengths[:, None]
 
     @property
+    def counted_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """(C,) int32 indices of the samples inside the task, and (C,) int32 positions inside them,
+        of the rows that count, in order."""
+        num_rows, longest = self.shape
+        counted = torch.arange(num_rows * longest) if self.counted is None else self.counted
+        rows = counted.numpy()
+        return self.samples[rows // longest], (rows % longest).astype(np.int32)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens without padding."""
         return int(self.lengths.sum())
