@@ -139,7 +139,8 @@ class Batch:
     @property
     def counted_places(self) -> tuple[np.ndarray, np.ndarray]:
         """(C,) int32 indices of the samples inside the task, and (C,) int32 positions inside them,
-        of the rows that count, in order."""
+        of the rows that count, in order.
+        """
         num_rows, longest = self.shape
         counted = torch.arange(num_rows * longest) if self.counted is None else self.counted
         rows = counted.numpy()
