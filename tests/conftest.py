@@ -29,6 +29,8 @@ from ray_app.run import Run, begin_run, find_run
 from ray_app.study import load_study
 from storage import create_store
 
+pytest_plugins = ["vision_fixtures"]
+
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile(
     "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

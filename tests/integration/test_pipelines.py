@@ -32,18 +32,23 @@ from storage import create_store, layout, open_store, verify_store
 pytestmark = pytest.mark.ray
 
 
+CAPTURE = {"tokens": 160, "max_length": 24, "batch_tokens": 24, "shard_tokens": 48}
+
+
 @pytest.fixture
 def begin(
     tmp_path: Path, write_study: Callable[..., Path], model_folder: Callable[[str], Path]
 ) -> Callable[..., Run]:
     def make(store: str, source: Path | None = None) -> Run:
-        capture = {"tokens": 160, "max_length": 24, "batch_tokens": 24, "shard_tokens": 48}
-        study = load_study(
-            write_study(model={"source": str(source or model_folder("llama"))}, capture=capture)
-        )
-        return begin_run(create_store(tmp_path / store), study, inspect_model(study), threads=1)
+        study = write_study(model={"source": str(source or model_folder("llama"))}, capture=CAPTURE)
+        return begin_in(tmp_path / store, study)
 
     return make
+
+
+def begin_in(folder: Path, path: Path) -> Run:
+    study = load_study(path)
+    return begin_run(create_store(folder), study, inspect_model(study), threads=1)
 
 
 def contents_of(run: Run) -> dict[str, bytes]:
@@ -53,8 +58,9 @@ def contents_of(run: Run) -> dict[str, bytes]:
     return {path: files.local(path).read_bytes() for path in paths if not path.endswith("run.json")}
 
 
-def placement(replicas: int) -> Placement:
-    return Placement(cut=(range(1), range(1, 2)), replicas=replicas, threads=1, gpus_per_stage=0)
+def placement(replicas: int, num_layers: int = 2) -> Placement:
+    cut = (range(1), range(1, num_layers))
+    return Placement(cut=cut, replicas=replicas, threads=1, gpus_per_stage=0)
 
 
 def test_actors_set_the_samples_aside_that_this_process_does(
@@ -117,14 +123,26 @@ def actor_pids() -> set[int]:
     return {child.pid for child in children if "StageActor" in " ".join(child.cmdline())}
 
 
+@pytest.mark.parametrize("modality", ["language", "image"])
 def test_killed_actors_are_replaced_and_the_store_comes_out_byte_identical(
-    ray_cluster: None, begin: Any
+    ray_cluster: None,
+    tmp_path: Path,
+    write_study: Callable[..., Path],
+    write_vision_study: Callable[..., Path],
+    modality: str,
 ) -> None:
-    undisturbed, disturbed = begin("undisturbed"), begin("disturbed")
-    specs = undisturbed.stage_specs(placement(1).cut)
-    driver.capture(undisturbed, LocalWorkers(*map(build_stage, specs)), NoProgress())
-    specs = disturbed.stage_specs(placement(2).cut)
-    with ray_workers(specs, placement(2), max_deaths=20) as workers:
+    everything = {"pooled": ["max", "mean"]}
+    if modality == "language":
+        study = write_study(capture=CAPTURE | everything)
+    else:
+        shards = {"tokens": 170, "batch_tokens": 17, "shard_tokens": 34}
+        study = write_vision_study("timm", capture=shards | everything)
+    undisturbed, disturbed = (begin_in(tmp_path / name, study) for name in ("undisturbed", "store"))
+    num_layers = undisturbed.record["model"]["num_layers"]
+    two = placement(2, num_layers)
+    stages = map(build_stage, undisturbed.stage_specs(two.cut))
+    driver.capture(undisturbed, LocalWorkers(*stages), NoProgress())
+    with ray_workers(disturbed.stage_specs(two.cut), two, max_deaths=20) as workers:
         killing = Killing(workers, at={2, 6, 11, 17})
         driver.capture(disturbed, killing, NoProgress())
     assert killing.num_killed == 4

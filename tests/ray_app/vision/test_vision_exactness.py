@@ -34,6 +34,7 @@ KINDS = {
     "timm-registers": ("blocks.{}.mlp.fc2", "blocks.{}.attn.proj"),
     "timm-distilled": ("blocks.{}.mlp.fc2", "blocks.{}.attn.proj"),
     "vit": ("vit.layers.{}.mlp.fc2", "vit.layers.{}.attention.o_proj"),
+    "deit": ("deit.layers.{}.mlp.fc2", "deit.layers.{}.attention.o_proj"),
     "dinov2": ("dinov2.encoder.layer.{}.mlp.fc2", "dinov2.encoder.layer.{}.attention.o_proj"),
 }
 """Modules whose inputs are the sites mlp and attn."""
@@ -43,6 +44,7 @@ PREFIXES = {
     "timm-registers": ["[CLS]", "[REG]", "[REG]"],
     "timm-distilled": ["[CLS]", "[DIST]"],
     "vit": ["[CLS]"],
+    "deit": ["[CLS]", "[DIST]"],
     "dinov2": ["[CLS]"],
 }
 
@@ -152,7 +154,7 @@ def check_predictions(
     np.testing.assert_allclose(found["loss"].to_numpy(), losses, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["timm-registers", "timm-distilled", "vit"])
+@pytest.mark.parametrize("kind", ["timm-registers", "timm-distilled", "vit", "deit"])
 def test_positions_are_told_apart_and_the_study_says_which_count(
     write_vision_study: Callable[..., Path], capture_locally: Callable[..., Run], kind: str
 ) -> None:

@@ -44,6 +44,7 @@ _SMALL: dict[str, Any] = {
 }
 TRANSFORMERS_MODELS: dict[str, transformers.PreTrainedConfig] = {
     "vit": transformers.ViTConfig(**_SMALL),
+    "deit": transformers.DeiTConfig(**_SMALL, architectures=["DeiTForImageClassification"]),
     "dinov2": transformers.Dinov2Config(**_SMALL | {"mlp_ratio": 2}),
 }
 
