@@ -280,6 +280,41 @@ def verify(store: str, recompute: int | None, run: str | None) -> None:
 
 @cli.command()
 @_STORE
+@_RUN
+@click.option(
+    "--file-mb",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Put files together up to this size.",
+)
+def compact(store: str, run: str | None, file_mb: int) -> None:
+    """Put the many small files of a run together, sorted for queries; readers go on meanwhile."""
+    from ray_app.commands import upkeep
+
+    upkeep.compact(store, run, file_bytes=file_mb << 20)
+
+
+@cli.command()
+@_STORE
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Leave younger files: a capture may be about to commit them, a query may still read them.",
+)
+@click.option("--dry-run", is_flag=True, help="Remove nothing, only say what would be.")
+def gc(store: str, older_than: float, *, dry_run: bool) -> None:
+    """Remove files of the STORE that compaction replaced, or that killed processes left behind."""
+    from ray_app.commands import upkeep
+
+    upkeep.gc(store, seconds=3600 * older_than, dry_run=dry_run)
+
+
+@cli.command()
+@_STORE
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--store-b", help="Folder or URL of the store that holds RUN_B, if another.")

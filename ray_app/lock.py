@@ -63,7 +63,7 @@ class DriverLock:
     def __init__(self, files: StoreFiles, run: str, seconds_between_beats: float) -> None:
         self._files = files
         self._run = run
-        self._path = f"{layout.run_folder(run)}/driver.json"
+        self._path = layout.driver_path(run)
         self._interval = seconds_between_beats
         self._record: dict[str, Any] = {
             "owner": uuid.uuid4().hex,

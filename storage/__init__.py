@@ -1,5 +1,6 @@
 """Bytes on disk and the SQL over them: schema, paths, files, commits, catalog, verification."""
 
+from storage.compaction import collect_garbage, compact_run
 from storage.errors import ActlakeError, DamagedFileError, QueryError, StoreError
 from storage.files import FileRecord, StoreFiles
 from storage.schema import SCHEMA_VERSION, TABLES, Table
@@ -18,6 +19,8 @@ __all__ = [
     "StoreFiles",
     "Table",
     "VerifyReport",
+    "collect_garbage",
+    "compact_run",
     "create_store",
     "open_store",
     "verify_store",

@@ -8,7 +8,7 @@ analysis manifest names, so they stay right while a capture goes on. They are pl
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "open_connection",
     "render",
     "run_query",
+    "sorted_rows",
     "view_statements",
     "views_script",
 ]
@@ -82,6 +83,10 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "num_quarantined": "bigint",
             "files": [_FILE],
         },
+    ),
+    "compaction_records": (
+        "runs/*/compactions/*/*.json",
+        {"effective_ms": "bigint", "files": [_FILE], "replaces": ["varchar"]},
     ),
     "analysis_manifests": (
         "analyses/*/analysis.json",
@@ -200,6 +205,45 @@ def open_connection(
         connection.execute(f"set memory_limit = {quote(memory_limit)}")
     connection.execute("set enable_progress_bar = false")
     return connection
+
+
+def sorted_rows(
+    files: StoreFiles,
+    paths: Sequence[str],
+    table: Table,
+    *,
+    batch_rows: int,
+    spill: str,
+    memory_limit: str | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of several files of one table, in the order of `Table.sorted_by`.
+
+    Args:
+        files: the store's files.
+        paths: the files.
+        table: their table.
+        batch_rows: most rows of a batch.
+        spill: folder of this machine for what does not fit into memory.
+        memory_limit: see `connect`.
+
+    Raises:
+        QueryError: with DuckDB's message, if a file cannot be read.
+    """
+    connection = open_connection(memory_limit=memory_limit)
+    connection.execute(f"set temp_directory = {quote(spill)}")
+    if (reader := files.reader()) is not None:
+        connection.register_filesystem(reader)
+    columns = ", ".join(f'"{name}"' for name in table.schema.names)
+    keys = ", ".join(f'"{name}"' for name in table.sorted_by)
+    names = ", ".join(quote(f"{files.root}/{path}") for path in paths)
+    try:
+        rows = connection.sql(
+            f"select {columns} from read_parquet([{names}], hive_partitioning = false) "
+            f"order by {keys}"
+        )
+        yield from rows.to_arrow_reader(batch_rows)
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
 
 
 def add_function(

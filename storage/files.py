@@ -127,6 +127,22 @@ class StoreFiles:
         """Size of a file in bytes; FileNotFoundError if it is missing."""
         return self._backend.size(path)
 
+    def everything(self, folder: str) -> Iterator[str]:
+        """Paths of all files below a folder, hidden ones too, in any order, as they are found."""
+        return self._backend.everything(folder)
+
+    def modified(self, path: str) -> float:
+        """When a file last changed, in Unix time; FileNotFoundError if it is missing."""
+        return self._backend.modified(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it is there, and the folders that it leaves empty.
+
+        Raises:
+            StoreError: if it cannot be removed.
+        """
+        self._backend.remove(path)
+
     def put(self, path: str, data: bytes | memoryview) -> None:
         """Write a whole file so that it appears at once.
 

@@ -8,6 +8,8 @@ __all__ = [
     "analysis_folder",
     "analysis_manifest_path",
     "commit_path",
+    "compaction_path",
+    "driver_path",
     "part_path",
     "quarantine_path",
     "run_folder",
@@ -62,6 +64,16 @@ def quarantine_path(run: str, task: str, shard: int) -> str:
 def commit_path(run: str, task: str, shard: int) -> str:
     """Commit record of one shard; written last, and what makes the shard visible."""
     return f"{run_folder(run)}/commits/task={task}/shard-{shard:05d}.json"
+
+
+def compaction_path(run: str, task: str, name: str) -> str:
+    """Record of one file that took the place of several."""
+    return f"{run_folder(run)}/compactions/task={task}/{name}.json"
+
+
+def driver_path(run: str) -> str:
+    """Who captures the run."""
+    return f"{run_folder(run)}/driver.json"
 
 
 def analysis_folder(analysis: str) -> str:

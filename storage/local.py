@@ -84,6 +84,33 @@ class LocalFolder:
         for path in self._folder.glob(pattern):
             yield path.relative_to(self._folder).as_posix()
 
+    def everything(self, folder: str) -> Iterator[str]:
+        """Paths of all files below a folder, hidden ones too, in any order."""
+        for path in self.local(folder).rglob("*"):
+            if path.is_file():
+                yield path.relative_to(self._folder).as_posix()
+
+    def modified(self, path: str) -> float:
+        """When a file last changed, in Unix time; FileNotFoundError if it is missing."""
+        return self.local(path).stat().st_mtime
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it is there, and folders that it leaves empty.
+
+        Raises:
+            StoreError: if the operating system refuses.
+        """
+        target = self.local(path)
+        try:
+            target.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot remove {target}: {error.strerror}.") from error
+        for folder in target.relative_to(self._folder).parents[:-1]:
+            try:
+                (self._folder / folder).rmdir()
+            except OSError:
+                return  # It holds other files.
+
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """One item after the other: a disk is not faster when asked for several files at once."""
         return map(function, items)

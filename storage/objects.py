@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
@@ -128,6 +128,24 @@ class ObjectStore:
         touches the tables when only commit records are asked for.
         """
         yield from self._expand("", pattern.split("/"))
+
+    def everything(self, folder: str) -> Iterator[str]:
+        """Paths of all objects below a folder, in any order."""
+        for entry in self._list(folder, deep=True):
+            yield entry["path"]
+
+    def modified(self, path: str) -> float:
+        """When an object was put, in Unix time; FileNotFoundError if it is missing."""
+        return float(self._try(path, lambda name: self.filesystem.modified(name)).timestamp())
+
+    def remove(self, path: str) -> None:
+        """Remove an object if it is there.
+
+        Raises:
+            StoreError: if access is refused, or the connection is lost.
+        """
+        with suppress(FileNotFoundError):
+            self._try(path, lambda name: self.filesystem.rm_file(name))
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Several items at a time, because most of the time of a request is waiting."""

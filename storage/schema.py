@@ -32,6 +32,9 @@ class Table:
     """What one row stands for."""
     schema: pa.Schema
     """Columns inside the files; the metadata key ``doc`` of each field explains it."""
+    sorted_by: tuple[str, ...] = ()
+    """Columns that tell rows of a task apart, in the order in which compaction sorts them; none if
+    files of the table stay as they are written."""
     row_group_rows: int = 1 << 17
     """Most rows of a row group: large enough to compress well, small enough that a filter on layer
     and neuron skips most of a big file."""
@@ -126,6 +129,7 @@ _RUN_TABLES = (
     Table(
         name="tokens",
         owner="run",
+        sorted_by=("sample", "position"),
         purpose="Every position: tokens, with how well the model predicted them from those before; "
         "of images, patches and the model's own tokens before them.",
         grain="one row per (run, task, sample, position)",
@@ -172,6 +176,7 @@ _RUN_TABLES = (
     Table(
         name="predictions",
         owner="run",
+        sorted_by=("sample",),
         purpose="Every image and how well the model predicted its class; models without a "
         "classification head leave none.",
         grain="one row per (run, task, sample)",
@@ -212,6 +217,7 @@ _RUN_TABLES = (
     Table(
         name="stats",
         owner="run",
+        sorted_by=("site", "layer", "neuron", "shard"),
         purpose="Sufficient statistics of every neuron over the counted positions of one shard.",
         grain="one row per (run, task, shard, site, layer, neuron)",
         schema=pa.schema(
@@ -238,6 +244,7 @@ _RUN_TABLES = (
     Table(
         name="pooled",
         owner="run",
+        sorted_by=("site", "layer", "neuron", "shard"),
         purpose="One value per sample and neuron, pooled over the counted positions of the sample: "
         "kept where the study asks for it. View pooled_activations has a row for each.",
         grain="one row per (run, task, shard, site, layer, neuron)",

@@ -132,6 +132,23 @@ class Store:
             keys.add((task.removeprefix("task="), int(shard[len("shard-") : -len(".json")])))
         return keys
 
+    def record_paths(self) -> list[str]:
+        """Every record that names files: commits, compactions, analyses."""
+        patterns = ("runs/*/commits/*/*.json", "runs/*/compactions/*/*.json")
+        return [
+            path
+            for pattern in (*patterns, "analyses/*/analysis.json")
+            for path in self.files.list(pattern)
+        ]
+
+    def replaced_files(self) -> dict[str, float]:
+        """Files that compactions replaced, and when each one stops being read (Unix time)."""
+        found: dict[str, float] = {}
+        for path in self.files.list("runs/*/compactions/*/*.json"):
+            record = self.files.get_json(path)
+            found |= dict.fromkeys(record["replaces"], record["effective_ms"] / 1000)
+        return found
+
     def commit(
         self,
         *,

@@ -1,6 +1,7 @@
 """Checking a store against its own records: every byte, and counts that must agree."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ from storage.files import FileRecord, StoreFiles
 from storage.sqlfiles import load_query
 from storage.store import Store
 
-__all__ = ["VerifyReport", "verify_store"]
+__all__ = ["VerifyReport", "file_problem", "verify_store"]
 
 _RUN_KEYS = {"run", "study", "model", "tasks", "shards"}
 _COMMIT_KEYS = {"run", "task", "shard", "num_samples", "num_tokens", "num_counted"}
+_COMPACTION_KEYS = {"run", "task", "table", "shards", "effective_ms", "replaces"}
 _DAMAGED = "the record is damaged: it does not hold what a record must"
 
 
@@ -50,11 +52,12 @@ def verify_store(
         on_file(file["path"])
         report.num_files += 1
         report.num_bytes += file["bytes"]
-        problem = _file_problem(store.files, file)
+        problem = file_problem(store.files, file)
         if problem is not None:
             report.problems.append(f"{file['path']}: {problem} (recorded in {path}).")
+    replaced = _replaced(store)
     for files, is_shard, problems in store.files.map(
-        lambda path: _check_record(store, path, on_file), _record_paths(store)
+        lambda path: _check_record(store, path, replaced, on_file), store.record_paths()
     ):
         report.num_shards += is_shard
         report.num_files += len(files)
@@ -63,12 +66,6 @@ def verify_store(
     if not report.problems:
         report.problems.extend(_count_problems(store))
     return report
-
-
-def _record_paths(store: Store) -> list[str]:
-    return store.files.list("runs/*/commits/*/*.json") + store.files.list(
-        "analyses/*/analysis.json"
-    )
 
 
 def _run_problems(store: Store) -> Iterator[str]:
@@ -108,6 +105,8 @@ def _record_problem(path: str, record: Any) -> str | None:
         return _DAMAGED
     if not all(_is_file_record(file) for file in record["files"]):
         return _DAMAGED
+    if "/compactions/" in path:
+        return None if record.keys() >= _COMPACTION_KEYS else _DAMAGED
     if "/commits/" not in path:
         return None
     if not record.keys() >= _COMMIT_KEYS:
@@ -122,8 +121,21 @@ def _is_file_record(file: Any) -> bool:
     )
 
 
+def _replaced(store: Store) -> set[str]:
+    """Files that nobody reads any more, because their rows are in another one."""
+    found: set[str] = set()
+    for path in store.files.list("runs/*/compactions/*/*.json"):
+        try:
+            record = store.files.get_json(path)
+        except DamagedFileError:
+            continue  # `_check_record` names it.
+        if _record_problem(path, record) is None and record["effective_ms"] <= 1000 * time.time():
+            found.update(record["replaces"])
+    return found
+
+
 def _check_record(
-    store: Store, path: str, on_file: Callable[[str], None]
+    store: Store, path: str, replaced: Collection[str], on_file: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], bool, list[str]]:
     """Files that a record names, whether it is a shard's, and what is wrong with them."""
     try:
@@ -134,15 +146,17 @@ def _check_record(
     if damage is not None:
         return [], False, [f"{path}: {damage}."]
     problems = []
-    for file in record["files"]:
+    files = [file for file in record["files"] if file["path"] not in replaced]
+    for file in files:
         on_file(file["path"])
-        problem = _file_problem(store.files, file)
+        problem = file_problem(store.files, file)
         if problem is not None:
             problems.append(f"{file['path']}: {problem} (recorded in {path}).")
-    return record["files"], "shard" in record, problems
+    return files, "shard" in record, problems
 
 
-def _file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:
+def file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:
+    """What is wrong with a file, compared with what a record says of it; None if nothing is."""
     path = file["path"]
     try:
         size = files.size(path)
