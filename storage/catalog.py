@@ -233,15 +233,13 @@ def sorted_rows(
     connection.execute(f"set temp_directory = {quote(spill)}")
     if (reader := files.reader()) is not None:
         connection.register_filesystem(reader)
-    columns = ", ".join(f'"{name}"' for name in table.schema.names)
-    keys = ", ".join(f'"{name}"' for name in table.sorted_by)
-    names = ", ".join(quote(f"{files.root}/{path}") for path in paths)
+    query = load_query("storage", "sorted_rows").text.format(
+        columns=", ".join(f'"{name}"' for name in table.schema.names),
+        files=", ".join(quote(f"{files.root}/{path}") for path in paths),
+        keys=", ".join(f'"{name}"' for name in table.sorted_by),
+    )
     try:
-        rows = connection.sql(
-            f"select {columns} from read_parquet([{names}], hive_partitioning = false) "
-            f"order by {keys}"
-        )
-        yield from rows.to_arrow_reader(batch_rows)
+        yield from connection.sql(query).to_arrow_reader(batch_rows)
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
 
