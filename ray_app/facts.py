@@ -1,5 +1,6 @@
 """What is known of a study's model before its weights are read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ray_app.models.architecture import Architecture
@@ -8,7 +9,7 @@ from ray_app.models.parts import find_parts, whole_parts
 from ray_app.models.quantization import check_quantizable
 from ray_app.models.sites import SiteLocation, find_sites, layer_prefixes
 from ray_app.models.sizes import PartSizes, measure_parts
-from ray_app.study import Study, StudyError
+from ray_app.study import CoactivationSettings, Study, StudyError
 
 __all__ = ["ModelFacts", "inspect_model"]
 
@@ -69,7 +70,24 @@ def inspect_model(study: Study) -> ModelFacts:
                 f"capture.sites asks for {site!r}, which model.site_modules does not name: name "
                 "its modules there too, or take it out of capture.sites."
             )
+    if study.capture.coactivation is not None:
+        _check_captured("coactivation", study.capture.coactivation, chosen)
     return replace(facts, sites=tuple(chosen))
+
+
+def _check_captured(
+    key: str, settings: CoactivationSettings, captured: Sequence[SiteLocation]
+) -> None:
+    known = {(site.site, site.layer) for site in captured}
+    for site in settings.sites:
+        for layer in settings.layers:
+            if (site, layer) not in known:
+                layers = sorted(layer for captured_site, layer in known if captured_site == site)
+                raise StudyError(
+                    f"capture.{key} must name sites and layers that are captured, found site "
+                    f"{site!r} of layer {layer}; captured layers of that site are: "
+                    f"{', '.join(map(str, layers)) or 'none'}."
+                )
 
 
 def _sizes(study: Study, architecture: Architecture) -> PartSizes:

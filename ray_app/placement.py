@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from ray_app.facts import ModelFacts
+from ray_app.models.sites import SiteLocation
 from ray_app.study import Study
 from storage import ActlakeError
 
@@ -18,6 +19,7 @@ __all__ = [
     "PlanError",
     "gib",
     "local_nodes",
+    "num_pairs",
     "place",
     "stage_bytes",
     "stage_ranges",
@@ -34,6 +36,9 @@ _SAMPLE_BYTES = 120
 _POOLED_BYTES = 4 * 4
 """Of each pooled value: the shard that is computed and the one that is written, and the latter's
 values as a table and as Parquet."""
+_PAIR_BYTES = 2 * (8 + 4) + 3 * (8 + 4)
+"""Of each pair of neurons that is counted: sums of the shard that is computed and of the one that
+is written, and the latter's as a matrix, as a table and as Parquet."""
 _SHORT = 16
 """Tokens of a sample, where samples have not been drawn yet: few datasets have shorter ones."""
 
@@ -180,7 +185,14 @@ def stage_bytes(
         shortest = model.architecture.num_probed if _reads_images(model) else _SHORT
         shard_samples = study.capture.shard_tokens // shortest + 1
     total += num_neurons * shard_samples * len(study.capture.pooled) * _POOLED_BYTES
+    total += num_pairs(study, sites) * _PAIR_BYTES
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
+
+
+def num_pairs(study: Study, sites: Sequence[SiteLocation]) -> int:
+    """Pairs of neurons that are counted at some sites, in both orders."""
+    chosen = study.capture.coactivation
+    return sum(site.width**2 for site in sites if chosen is not None and chosen.holds(site))
 
 
 def _longest(study: Study, model: ModelFacts) -> int:

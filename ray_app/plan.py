@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ray_app.capture.shards import PlannedShard
 from ray_app.encoders import open_encoder
 from ray_app.facts import ModelFacts, inspect_model
-from ray_app.placement import PlanError, gib, local_nodes, stage_bytes, stage_ranges
+from ray_app.placement import PlanError, gib, local_nodes, num_pairs, stage_bytes, stage_ranges
 from ray_app.sampling import TaskDraw, draw_task, open_all_documents
 from ray_app.study import Study, StudyError
 from storage import SCHEMA_VERSION, FileRecord
@@ -34,6 +34,8 @@ __all__ = [
 _STATS_ROW_BYTES = 72
 _POOLED_BYTES = 4
 """Of each pooled value; float32 hardly compresses."""
+_PAIR_BYTES = 12
+"""Of each pair of neurons; products hardly compress, counts do."""
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
 _FILE_BYTES = 5_000
@@ -103,14 +105,16 @@ class Plan:
         tokens = sum(draw.num_tokens for draw in self.tasks.values())
         image_bytes = sum(draw.num_image_bytes for draw in self.tasks.values())
         pooled = len(self.study.capture.pooled)
+        pairs = num_pairs(self.study, self.model.sites)
         neurons = self.model.num_neurons
         samples = [shard.num_samples for shard in self.shards]
         cut = stage_ranges(self.study, self.model, local_nodes())
-        num_files = (3 + len(cut) * (2 if pooled else 1)) * len(self.shards) + 2
+        num_files = (3 + len(cut) * (1 + bool(pooled) + bool(pairs))) * len(self.shards) + 2
         return Costs(
             num_files=num_files,
             num_bytes=len(self.shards) * neurons * _STATS_ROW_BYTES
             + sum(samples) * neurons * pooled * _POOLED_BYTES
+            + len(self.shards) * pairs * _PAIR_BYTES
             + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
             + image_bytes
             + num_files * _FILE_BYTES,

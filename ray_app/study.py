@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from storage import ActlakeError
 __all__ = [
     "AnalysisSettings",
     "CaptureSettings",
+    "CoactivationSettings",
     "ModelSettings",
     "Pooling",
     "ResourceSettings",
@@ -184,6 +185,29 @@ class TaskSettings(_Settings):
         return self
 
 
+class Place(Protocol):
+    """A site of a layer."""
+
+    @property
+    def site(self) -> str:
+        """'mlp' or 'attn'."""
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer."""
+
+
+class CoactivationSettings(_Settings):
+    """Of which layers all pairs of neurons are counted; each takes 12 bytes a pair and shard."""
+
+    layers: list[int] = Field(min_length=1, description="Layers, by number from 0.")
+    sites: list[Site] = Field(["mlp"], min_length=1, description="Sites of these layers.")
+
+    def holds(self, place: Place) -> bool:
+        """Whether pairs of neurons of a site and layer are counted."""
+        return place.site in self.sites and place.layer in self.layers
+
+
 class CaptureSettings(_Settings):
     """What to read from the model, over how much text, cut how."""
 
@@ -237,6 +261,11 @@ class CaptureSettings(_Settings):
         default_factory=list,
         description="Also keep one value per sample and neuron, pooled over the sample's counted "
         "positions: max, mean or both.",
+    )
+    coactivation: CoactivationSettings | None = Field(
+        None,
+        description="Also count, for all pairs of neurons of some layers, how often both are "
+        "active, and how they correlate.",
     )
     batch_tokens: int = Field(
         1024, ge=1, description="Most tokens of one batch, padding included (a sample is not cut)."

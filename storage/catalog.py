@@ -40,7 +40,7 @@ __all__ = [
 
 VIEWS = (
     "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "pooled_activations", "analyses",
+    "pooled_activations", "neuron_pairs", "analyses",
 )  # fmt: skip
 """Names of all views, each after those it reads."""
 
@@ -152,6 +152,7 @@ _DUCKDB_TYPES = {
     pa.binary(): "blob",
     pa.list_(pa.int32()): "integer[]",
     pa.list_(pa.float32()): "float[]",
+    pa.list_(pa.float64()): "double[]",
     pa.list_(pa.string()): "varchar[]",
     pa.list_(pa.bool_()): "boolean[]",
 }

@@ -278,6 +278,35 @@ _RUN_TABLES = (
         row_group_rows=1 << 10,
     ),
     Table(
+        name="coactivation",
+        owner="run",
+        sorted_by=("site", "layer", "neuron", "shard"),
+        purpose="Pairs of neurons of one site and layer over the counted positions of one shard: "
+        "kept where the study asks for it. View neuron_pairs has a row for each pair.",
+        grain="one row per (run, task, shard, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column("n", pa.int64(), "number of counted positions"),
+                _column(
+                    "together",
+                    pa.list_(pa.int32()),
+                    "for each neuron of the layer: positions at which it and this one are > 0",
+                ),
+                _column(
+                    "product",
+                    pa.list_(pa.float64()),
+                    "for each neuron of the layer: sum of its z times this one's",
+                ),
+            ]
+        ),
+        row_group_rows=1 << 6,
+    ),
+    Table(
         name="quarantine",
         owner="run",
         purpose="Samples that always fail and were set aside: of all tables of a run, only samples "

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from ray_app.capture.coactivation import CoactivationRecorder
 from ray_app.capture.errors import SampleError
 from ray_app.capture.modality import Modality
 from ray_app.capture.pooled import PooledRecorder
@@ -54,6 +55,9 @@ class ShardParts:
         if spec.capture.pooled:
             indices = self.samples["sample"].to_numpy()
             self._recorders.append(PooledRecorder(shard, sites, indices, spec.capture.pooled))
+        if spec.capture.coactivation is not None:
+            chosen = [site for site in sites if spec.capture.coactivation.holds(site)]
+            self._recorders.append(CoactivationRecorder(shard, chosen, device))
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
         """What the hooks call: give the activations of one site to all recorders."""

@@ -131,7 +131,7 @@ def test_killed_actors_are_replaced_and_the_store_comes_out_byte_identical(
     write_vision_study: Callable[..., Path],
     modality: str,
 ) -> None:
-    everything = {"pooled": ["max", "mean"]}
+    everything = {"pooled": ["max", "mean"], "coactivation": {"layers": [0, 1]}}
     if modality == "language":
         study = write_study(capture=CAPTURE | everything)
     else:

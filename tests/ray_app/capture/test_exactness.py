@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from analysis.errors import AnalysisError
+from analysis.pairs import neuron_pairs
 from ray_app.capture.errors import CaptureError
 from ray_app.capture.stage import build_stage
 from ray_app.run import Run
+from ray_app.study import StudyError
 from storage import open_store
 
 FAMILIES = (
@@ -165,6 +168,51 @@ def test_pooled_values_equal_a_reference_on_the_same_batches(
             for sample, largest, mean in found:
                 np.testing.assert_array_equal(largest, expected[sample].max(0))
                 np.testing.assert_allclose(mean, expected[sample].mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_pairs_of_neurons_equal_a_reference_on_the_same_batches(
+    write_study: Callable[..., Path],
+    capture_locally: Callable[..., Run],
+    reference_of: Callable[..., Any],
+) -> None:
+    pairs = "capture.coactivation={sites: [attn, mlp], layers: [1]}"
+    run = capture_locally(write_study(), None, pairs)
+    for task, reference in reference_of(run, one_by_one=False).items():
+        for site in ("attn", "mlp"):
+            z = torch.cat(reference.activations[site, 1]).double().numpy()
+            found = neuron_pairs(run.store, run.id, task, site, 1)
+            active = (z > 0).astype(np.int64)
+            assert found.n == len(z)
+            np.testing.assert_array_equal(found.together, active.T @ active)
+            np.testing.assert_array_equal(found.product, found.product.T)
+            scale = np.sqrt(np.square(z).sum(0))
+            np.testing.assert_allclose(
+                found.product, z.T @ z, rtol=0, atol=1e-6 * np.outer(scale, scale).max()
+            )
+            expected = np.corrcoef(z.T)
+            np.testing.assert_allclose(found.correlation, expected, rtol=0, atol=2e-5)
+            rows = run.store.sql(
+                "select together, expected, lift, correlation from neuron_pairs "
+                "where task = $task and site = $site and layer = 1 order by neuron, other",
+                {"task": task, "site": site},
+            ).fetchnumpy()
+            together, share = (active.T @ active) / len(z), active.mean(0)
+            np.testing.assert_allclose(rows["together"], together.flatten())
+            np.testing.assert_allclose(rows["expected"], np.outer(share, share).flatten())
+            np.testing.assert_allclose(rows["correlation"], expected.flatten(), atol=2e-5)
+    with pytest.raises(
+        AnalysisError,
+        match=r"counted no pairs of neurons of site 'mlp', layer 0, in task 'code' \(it counted "
+        r"code: attn \[1\], code: mlp \[1\], .*: capture with capture\.coactivation: \{sites: "
+        r"\[mlp\], layers: \[0\]\}\.",
+    ):
+        neuron_pairs(run.store, run.id, "code", "mlp", 0)
+    with pytest.raises(
+        StudyError,
+        match=r"capture\.coactivation must name sites and layers that are captured, found site "
+        r"'mlp' of layer 7; captured layers of that site are: 0, 1\.",
+    ):
+        capture_locally(write_study(), None, "capture.coactivation={layers: [7]}")
 
 
 def test_heads_are_blocks_of_the_attention_site_and_absent_at_the_mlp(
