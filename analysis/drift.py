@@ -9,15 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from analysis.errors import AnalysisError
 from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.overlap import rank, score
+from analysis.persistence import mantel_test
 from analysis.settings import AnalysisSettings
 from analysis.steps import Steps
 from storage import Store
 from storage.sqlfiles import load_query, quote
 
-__all__ = ["Drift", "compare_runs", "drift_by_layer", "drift_by_task", "drift_query"]
+__all__ = [
+    "Drift",
+    "compare_runs",
+    "drift_by_layer",
+    "drift_by_task",
+    "drift_query",
+    "persistence_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +109,8 @@ def compare_runs(
     if a.store is not b.store:
         lineage["store_b"] = b.store.files.root
     key = {"run": a.run, "parameters": parameters, "lineage": lineage}
-    analysis = keep(store, "drift", key, ("drift",), lambda: _compute(a, b, parameters, on_step))
+    tables = ("drift", "persistence")
+    analysis = keep(store, "drift", key, tables, lambda: _compute(a, b, parameters, on_step))
     return Drift(analysis=analysis, left_out=_left_out(a, b, settings))
 
 
@@ -121,6 +133,11 @@ def drift_by_layer(store: Store, analysis: str, metric: str, count: int) -> list
     return _rows(store, "drift_by_layer", params)
 
 
+def persistence_of(store: Store, analysis: str, metric: str) -> list[dict[str, Any]]:
+    """Rows of table ``persistence`` over the whole model, by site and fraction."""
+    return _rows(store, "persistence_rows", {"analysis": analysis, "metric": metric})
+
+
 def drift_query(analysis: str) -> str:
     """SQL that gives all rows of a drift."""
     return load_query("analysis", "drift_rows").text.format(analysis=quote(analysis))
@@ -139,8 +156,9 @@ def _compute(
     for side, own in ((a, steps), (b, steps_b)):
         score(own, side.run, parameters)
         rank(own, parameters["fractions"], parameters["within"])
+        own.run("overlap", {"within": parameters["within"]})
         own.run("drift_tasks", {"run": side.run})
-    for name in ("importance", "ranks", "drift_tasks"):
+    for name in ("importance", "ranks", "overlap", "drift_tasks"):
         steps.take(steps_b, name, into=f"{name}_b")
     steps.run("drift_pairs")
     steps.run("drift_correlations")
@@ -148,7 +166,27 @@ def _compute(
     steps.run("drift_shared", {"reference": parameters["reference"]})
     names = {"run_a": a.run, "run_b": b.run, "within": parameters["within"]}
     steps.run("drift", names)
+    steps.run("persistence_pairs")
+    steps.put(_mantel_tests(steps.table("persistence_pairs")), into="mantel")
+    steps.run("persistence", names)
     return steps
+
+
+def _mantel_tests(pairs: pa.Table) -> pa.Table:
+    """Tests of the overlap matrices of both runs, from rows of persistence_pairs.sql."""
+    keys = ["metric", "site", "fraction", "layer"]
+    num_tasks = len({*pairs["task_a"].to_pylist(), *pairs["task_b"].to_pylist()})
+    num_pairs = num_tasks * (num_tasks - 1) // 2
+    tests = pairs.select(keys).take(np.arange(0, pairs.num_rows, max(num_pairs, 1)))
+    first, second = (
+        pairs[name].to_numpy().reshape(tests.num_rows, num_pairs) for name in ("share_a", "share_b")
+    )
+    correlation, p_value, num_permutations = mantel_test(first, second, num_tasks)
+    return (
+        tests.append_column("correlation", pa.array(correlation, from_pandas=True))
+        .append_column("p_value", pa.array(p_value, from_pandas=True))
+        .append_column("num_permutations", pa.array([num_permutations] * tests.num_rows))
+    )
 
 
 def _lineage(side: _Side) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class Steps:
     def take(self, other: "Steps", name: str, *, into: str) -> None:
         """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
         rows = pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name))
+        self.put(rows, into=into)
+
+    def put(self, rows: pa.Table | pa.RecordBatchReader, *, into: str) -> None:
+        """Make rows from elsewhere the table ``computed_<into>``."""
         self._connection.register("taken", rows)
         execute(self._connection, f"create temp table computed_{into} as from taken")
         self._connection.unregister("taken")
@@ -72,6 +76,10 @@ class Steps:
         """The first row of a check, or None if it found nothing."""
         rows = fetch(self._connection, load_query("analysis", name).text).to_pylist()
         return rows[0] if rows else None
+
+    def table(self, name: str) -> pa.Table:
+        """Rows of ``computed_<name>``, in order."""
+        return fetch(self._connection, f"from computed_{name}")
 
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """Rows of ``computed_<name>``, in order."""

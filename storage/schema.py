@@ -508,7 +508,63 @@ _DRIFT = Table(
     ),
 )
 
+_PERSISTENCE = Table(
+    name="persistence",
+    owner="analysis",
+    purpose="Whether tasks share neurons in two runs in the same way, and whether they are the "
+    "same neurons: of a model and its random twin, what training did not make.",
+    grain="one row per (analysis, metric, site, within, fraction, layer); layer null = whole model",
+    schema=pa.schema(
+        [
+            _column("run_a", pa.string(), "id of the first run, A"),
+            _column("run_b", pa.string(), "id of the second run, B"),
+            _METRIC,
+            _SITE,
+            _WITHIN,
+            _FRACTION,
+            _column("layer", pa.int16(), "layer; null = the whole model", nullable=True),
+            _column("num_tasks", pa.int64(), "number of tasks that are compared"),
+            _column(
+                "correlation",
+                pa.float64(),
+                "Pearson's correlation, over pairs of tasks, of the share of neurons that they "
+                "have in common in A and in B; null for fewer than three tasks, or if all pairs "
+                "are alike in one run",
+                nullable=True,
+            ),
+            _column(
+                "p_value",
+                pa.float64(),
+                "share of orders of B's tasks that correlate as much or more (Mantel's test)",
+                nullable=True,
+            ),
+            _column("num_permutations", pa.int64(), "orders tried: all, or 5,040", nullable=True),
+            _column(
+                "same_neurons",
+                pa.float64(),
+                "share of the tasks' selections in A that B selects for the same task",
+                nullable=True,
+            ),
+            _column(
+                "same_neurons_spread",
+                pa.float64(),
+                "standard deviation of that share over tasks",
+                nullable=True,
+            ),
+            _column("same_by_chance", pa.float64(), "the share by chance", nullable=True),
+            _column("lift", pa.float64(), "same_neurons / same_by_chance", nullable=True),
+            _column(
+                "selected_a",
+                pa.float64(),
+                "share of all selected neurons of A that lie in the layer",
+                nullable=True,
+            ),
+            _column("selected_b", pa.float64(), "the same of B", nullable=True),
+        ]
+    ),
+)
+
 TABLES: Mapping[str, Table] = MappingProxyType(
-    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT)}
+    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT, _PERSISTENCE)}
 )
 """Every table by name."""

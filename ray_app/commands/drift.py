@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import AnalysisError, AnalysisSettings, compare_runs
-from analysis.drift import drift_by_layer, drift_by_task, drift_query
+from analysis.drift import drift_by_layer, drift_by_task, drift_query, persistence_of
 from ray_app.commands import query
 from ray_app.progress import open_steps
 from ray_app.validation import explain
@@ -27,6 +27,10 @@ _LEGEND = """\
 corr: Spearman's correlation of importance; error: its |a - b| / max(|a|, |b|)
 top: % of A's selection {scope} that B shares; chance: the fraction
 loss in nats, top-1 in percentage points: B - A"""
+
+_PERSISTENCE_LEGEND = """\
+corr: correlation over pairs of tasks of the share they have in common in A and in B;
+p: orders of the tasks that correlate as much; same: % of A's selections that B shares"""
 
 
 def drift(
@@ -89,6 +93,8 @@ def _print_summary(store: Store, analysis: str, settings: AnalysisSettings) -> N
     scope = "over all layers" if settings.within == "model" else "in each layer"
     click.echo(_LEGEND.format(scope=scope) + "\n")
     console.print(_by_layer(drift_by_layer(store, analysis, metric, _NUM_LAYERS), settings))
+    console.print(_persistence(persistence_of(store, analysis, metric)))
+    click.echo(_PERSISTENCE_LEGEND + "\n")
     others = sorted({row["task"] for row in rows if not row["same_inputs"]})
     if others:
         console.print(
@@ -139,6 +145,25 @@ def _by_layer(rows: list[dict[str, Any]], settings: AnalysisSettings) -> Table:
             _number(row["error_median"], 4),
             _number(row["error_p90"], 4),
             _number(row["share_of_a"], 1, scale=100),
+            _number(row["lift"], 1),
+        )
+    return table
+
+
+def _persistence(rows: list[dict[str, Any]]) -> Table:
+    table = _table("Do tasks share neurons in the same way, and are they the same neurons?")
+    table.add_column("site")
+    for name in ("fraction", "corr", "p", "same", "spread", "chance", "lift"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["site"],
+            f"{row['fraction']:.3g}",
+            _number(row["correlation"], 3),
+            _number(row["p_value"], 4),
+            _number(row["same_neurons"], 1, scale=100),
+            _number(row["same_neurons_spread"], 1, scale=100),
+            _number(row["same_by_chance"], 1, scale=100),
             _number(row["lift"], 1),
         )
     return table

@@ -1,6 +1,7 @@
 """Drift against NumPy and SciPy on runs made by hand, and every way in which runs do not fit."""
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy.stats import hypergeom, spearmanr
 
 from analysis import AnalysisError, AnalysisSettings, compare_runs
 from analysis.drift import drift_by_layer, drift_by_task, drift_query
+from analysis.persistence import MOST_PERMUTATIONS, mantel_test
 from storage import TABLES, Store, StoreError, create_store, layout, verify_store
 
 EPS = {"mlp": 1e-3, "attn": 1e-4}
@@ -282,7 +284,7 @@ def test_other_tokens_are_noticed(store: Store) -> None:
 
 def test_the_same_question_is_answered_once_and_the_record_names_both_runs(store: Store) -> None:
     made = compare_runs(store, "run-a", "run-b", settings()).analysis
-    path = f"analyses/analysis={made.id}/drift.parquet"
+    paths = [f"analyses/analysis={made.id}/{name}.parquet" for name in ("drift", "persistence")]
     again = compare_runs(store, "run-a", "run-b", settings()).analysis
     other = compare_runs(store, "run-a", "run-b", settings(metrics=["rms"])).analysis
     assert made.is_new
@@ -297,7 +299,7 @@ def test_the_same_question_is_answered_once_and_the_record_names_both_runs(store
         name: {"run": run, "num_shards": 3, "shards": shards}
         for name, run in (("run_a", "run-a"), ("run_b", "run-b"))
     }
-    assert [file["path"] for file in record["files"]] == [path]
+    assert [file["path"] for file in record["files"]] == paths
     assert verify_store(store).problems == []
 
 
@@ -464,3 +466,81 @@ def test_a_fraction_too_small_for_one_neuron_is_refused(store: Store) -> None:
         AnalysisError, match=r"^fraction 0\.01 selects no neuron: 16 neurons of site"
     ):
         compare_runs(store, "run-a", "run-b", settings(fractions=[0.01]))
+
+
+FIVE = ("art", "biology", "code", "law", "mixed", "prose")
+
+
+def share_in_common(values: Importances, task_a: str, task_b: str, row: dict[str, Any]) -> float:
+    """The mean of both directions, over the layer of a row or the whole model."""
+    a, b = (selected(values, t, row["site"], row["fraction"], "model") for t in (task_a, task_b))
+    a, b = ({key for key in side if row["layer"] in (None, key[0])} for side in (a, b))
+    return (len(a & b) / max(len(a), 1) + len(a & b) / max(len(b), 1)) / 2
+
+
+def test_persistence_is_what_permuting_all_orders_of_tasks_finds(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "five")
+    values = [importances(seed, tasks=FIVE) for seed in (3, 4)]
+    for run, its in zip(("run-a", "run-b"), values, strict=True):
+        write_run(store, run, its)
+    made = compare_runs(store, "run-a", "run-b", settings()).analysis
+    rows = store.table("from persistence where analysis = $id", {"id": made.id}).to_pylist()
+    assert len(rows) == 2 * 2 * 3
+    tasks = [task for task in FIVE if task != "mixed"]
+    num_tested = 0
+    for row in rows:
+        first, second = (
+            np.array([[share_in_common(v, a, b, row) for b in tasks] for a in tasks])
+            for v in values
+        )
+        above = np.triu_indices(5, 1)
+        assert (row["num_tasks"], row["num_permutations"]) == (5, 120)
+        if np.ptp(first[above]) == 0 or np.ptp(second[above]) == 0:
+            assert (row["correlation"], row["p_value"]) == (None, None)
+        else:
+            found = [
+                np.corrcoef(first[above], second[np.ix_(order, order)][above])[0, 1]
+                for order in permutations(range(5))
+            ]
+            assert row["correlation"] == pytest.approx(found[0])
+            assert row["p_value"] == np.mean([r >= found[0] - 1e-9 for r in found])
+            num_tested += 1
+        of_layer = store.table(
+            "select sum(shared) / sum(size_a) as same, sum(expected) / sum(size_a) as chance, "
+            "sum(size_a) as size_a, sum(size_b) as size_b "
+            "from drift where analysis = $id and site = $site and fraction = $fraction "
+            "and layer is not distinct from $layer",
+            {"id": made.id, **{key: row[key] for key in ("site", "fraction", "layer")}},
+        ).to_pylist()[0]
+        assert row["same_neurons"] == pytest.approx(of_layer["same"])
+        assert row["same_by_chance"] == pytest.approx(of_layer["chance"])
+        assert row["lift"] == pytest.approx(of_layer["same"] / of_layer["chance"])
+    assert num_tested > 6
+    for side in ("selected_a", "selected_b"):
+        layers = [row[side] for row in rows if row["layer"] is not None]
+        assert sum(layers) == pytest.approx(2 * 2)
+        assert {row[side] for row in rows if row["layer"] is None} == {1.0}
+
+
+def test_a_run_persists_in_itself_and_two_tasks_say_nothing(store: Store) -> None:
+    write_run(store, "again", importances(1))
+    made = compare_runs(store, "run-a", "again", settings()).analysis
+    rows = store.table("from persistence where analysis = $id", {"id": made.id}).to_pylist()
+    assert {row["same_neurons"] for row in rows if row["same_neurons"] is not None} == {1.0}
+    assert {(row["num_tasks"], row["correlation"], row["p_value"]) for row in rows} == {
+        (2, None, None)
+    }
+
+
+def test_many_tasks_are_permuted_at_random_and_the_same_way_each_time() -> None:
+    random = np.random.default_rng(0)
+    first = random.random((3, 45))
+    second = np.stack([first[0] + 0.1 * random.random(45), random.random(45), np.full(45, 0.3)])
+    found = mantel_test(first, second, 10)
+    assert found[2] == MOST_PERMUTATIONS
+    assert found[0][0] == pytest.approx(np.corrcoef(first[0], second[0])[0, 1])
+    assert found[1][0] == 1 / MOST_PERMUTATIONS
+    assert 0.01 < found[1][1] < 1
+    assert np.isnan([found[0][2], found[1][2]]).all()
+    for again, before in zip(mantel_test(first, second, 10), found, strict=True):
+        np.testing.assert_array_equal(again, before)
