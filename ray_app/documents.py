@@ -98,8 +98,9 @@ def _rows(name: str, task: TaskSettings, seed: int, modality: Modality) -> Itera
     if columns is None:  # A stream may not know its columns before its first row.
         columns = list(_first_row(name, task, rows))
     labels = [task.label_column] if task.label_column else []
-    for column in [*task.filter, *labels]:
+    for column in labels:
         _require_column(name, column, columns)
+    values = {column: _value_of(name, column, columns) for column in task.filter}
     if modality == "image":
         rows = _with_encoded_images(name, task, rows, columns)
         content = _image_of(name, task)
@@ -110,7 +111,7 @@ def _rows(name: str, task: TaskSettings, seed: int, modality: Modality) -> Itera
     for source, row in _in_drawn_order(name, task, rows, task_seed(name, seed)):
         label = _label(row, task, names)
         if is_chosen(label.get("label")) and all(
-            _matches(name, column, _comparable(row[column], test, names.get(column)), test)
+            _matches(name, column, _comparable(values[column](row), test, names.get(column)), test)
             for column, test in task.filter.items()
         ):
             yield Document(source=source, **content(row), **label)
@@ -371,6 +372,30 @@ def _require_column(name: str, column: str, columns: list[str]) -> None:
             f"tasks.{name}: there is no column {column!r} in the dataset; "
             f"the columns are: {', '.join(columns)}."
         )
+
+
+def _value_of(name: str, column: str, columns: list[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """Reads a column, or a field of one that holds structures: ``meta.pile_set_name``."""
+    if column in columns:
+        return lambda row: row[column]
+    outer, *fields = column.split(".")
+    _require_column(name, outer, columns)
+
+    def read(row: Mapping[str, Any]) -> Any:
+        value = row[outer]
+        for field in fields:
+            if value is None:
+                return None
+            if not isinstance(value, Mapping) or field not in value:
+                inside = ", ".join(value) if isinstance(value, Mapping) else _type_name(value)
+                raise StudyError(
+                    f"tasks.{name}.filter: {column!r} asks for the field {field!r} of {outer!r}, "
+                    f"which holds {inside}."
+                )
+            value = value[field]
+        return value
+
+    return read
 
 
 def _matches(name: str, column: str, value: Any, test: Any) -> bool:

@@ -141,7 +141,7 @@ class TaskSettings(_Settings):
     filter: dict[str, Scalar | list[Scalar] | Condition] = Field(
         default_factory=dict,
         description="Rows to keep: {column: value}, {column: [values]} or "
-        "{column: {min: 0, max: 1, not: value}}.",
+        "{column: {min: 0, max: 1, not: value}}; 'meta.set' is the field set of a column meta.",
     )
     files: str | list[str] | None = Field(
         None,

@@ -192,6 +192,24 @@ def test_a_row_without_the_value_does_not_lie_between_bounds(tmp_path: Path) -> 
     assert numbers(documents) == {1}
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_filter_reaches_into_structures(tmp_path: Path, streaming: bool) -> None:
+    rows = [
+        {"text": f"q{n}", "meta": {"pile_set_name": ("Github", "ArXiv")[n % 2], "n": n}}
+        for n in range(4)
+    ]
+    (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    settings: dict[str, Any] = {
+        "dataset": "json", "data_files": f"{tmp_path}/rows.json", "streaming": streaming
+    }  # fmt: skip
+    assert numbers(draw(**settings, filter={"meta.pile_set_name": "Github"})) == {0, 2}
+    assert numbers(draw(**settings, filter={"meta.n": {"min": 2}})) == {2, 3}
+    assert refusal(**settings, filter={"meta.set": "Github"}) == (
+        "tasks.a.filter: 'meta.set' asks for the field 'set' of 'meta', which holds "
+        "pile_set_name, n."
+    )
+
+
 def test_the_limit_counts_documents_that_pass_the_filter(data: Path) -> None:
     settings: dict[str, Any] = {
         "dataset": "json", "data_files": f"{data}/rows.json", "column": "question",
