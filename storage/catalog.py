@@ -39,7 +39,7 @@ __all__ = [
 
 VIEWS = (
     "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "pooled_activations", "analyses",
+    "pooled_activations", "top_activations", "analyses",
 )  # fmt: skip
 """Names of all views, each after those it reads."""
 
@@ -100,6 +100,7 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
+            "identity": {"capture": {"top": "integer"}},
             "model": {
                 "source": "varchar",
                 "init": "varchar",
