@@ -7,7 +7,7 @@ from analysis.errors import AnalysisError
 from storage import Store
 from storage.sqlfiles import load_query
 
-__all__ = ["AnalysisView", "newest_analysis", "task_accuracy"]
+__all__ = ["AnalysisView", "has_analysis", "newest_analysis", "query_rows", "task_accuracy"]
 
 
 def task_accuracy(store: Store, run: str) -> list[dict[str, Any]]:
@@ -15,7 +15,7 @@ def task_accuracy(store: Store, run: str) -> list[dict[str, Any]]:
 
     What is predicted are tokens, or the classes of images.
     """
-    return _rows(store, "task_accuracy", run=run)
+    return query_rows(store, "task_accuracy", run=run)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,12 @@ class AnalysisView:
 
     def _rows(self, name: str, **params: Any) -> list[dict[str, Any]]:
         chosen = {"analysis": self.analysis, "metric": self.metric, "fraction": self.fraction}
-        return _rows(self.store, name, **chosen, **params)
+        return query_rows(self.store, name, **chosen, **params)
+
+
+def has_analysis(store: Store, run: str) -> bool:
+    """Whether `newest_analysis` finds one."""
+    return bool(query_rows(store, "newest_analysis", run=run, analysis=None))
 
 
 def newest_analysis(
@@ -74,7 +79,7 @@ def newest_analysis(
     Raises:
         AnalysisError: if the run has no analysis, or that has no such metric or fraction.
     """
-    found = _rows(store, "newest_analysis", run=run, analysis=analysis)
+    found = query_rows(store, "newest_analysis", run=run, analysis=analysis)
     if not found and analysis is not None:
         raise AnalysisError(
             f"run {run!r} has no analysis {analysis!r} of overlap: `actlake status "
@@ -107,6 +112,13 @@ def _one_of(name: str, wanted: Any, there: list[Any], usual: Any) -> Any:
     return wanted
 
 
-def _rows(store: Store, name: str, **params: Any) -> list[dict[str, Any]]:
+def query_rows(store: Store, name: str, **params: Any) -> list[dict[str, Any]]:
+    """Rows of a query of this package.
+
+    Args:
+        store: the store.
+        name: name of its SQL file.
+        params: values of its parameters.
+    """
     rows: list[dict[str, Any]] = store.table(load_query("analysis", name).text, params).to_pylist()
     return rows

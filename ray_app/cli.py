@@ -225,6 +225,24 @@ def plot(store: str, run: str | None, out: Path, **view_options: Any) -> None:
 
 @cli.command()
 @_STORE
+@_RUN
+@click.option("--site", required=True, help="mlp or attn.")
+@click.option("--layer", required=True, type=int, help="Layer, from 0.")
+@click.option("--neuron", required=True, type=int, help="Index inside site and layer, from 0.")
+@click.option("--task", help="Show examples of this task; of all together if not given.")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Examples of each kind; as many as were kept."
+)
+@click.option("--per-sample", is_flag=True, help="Show only the best example of each sample.")
+def neuron(store: str, run: str | None, **options: Any) -> None:
+    """Show one neuron of a run: statistics by task, scores, and the tokens that excite it."""
+    from ray_app.commands import neuron
+
+    neuron.neuron(store, run, **options)
+
+
+@cli.command()
+@_STORE
 @click.argument("query")
 @click.option(
     "--format",

@@ -8,6 +8,7 @@ from math import ceil
 import psutil
 import torch
 
+from ray_app.capture.top import BLOCK_ROWS
 from ray_app.facts import ModelFacts
 from ray_app.models.sites import SiteLocation
 from ray_app.study import Study
@@ -39,6 +40,11 @@ values as a table and as Parquet."""
 _PAIR_BYTES = 2 * (8 + 4) + 3 * (8 + 4)
 """Of each pair of neurons that is counted: sums of the shard that is computed and of the one that
 is written, and the latter's as a matrix, as a table and as Parquet."""
+_TOP_BYTES = 2 * 8 + 2 * 12
+"""Of each activation that is kept as one of the highest or lowest: value and place in the shard
+that is computed and in the one that is written, and the latter's rows as a table and as Parquet."""
+_MERGED_BYTES = 24
+"""Of each value of a block of which all are better than what is kept: copies of it and its key."""
 _SHORT = 16
 """Tokens of a sample, where samples have not been drawn yet: few datasets have shorter ones."""
 
@@ -177,6 +183,9 @@ def stage_bytes(
     total += rows * (8 * model.architecture.width + 4 * widest) * itemsize
     num_neurons = sum(site.width for site in sites)
     total += num_neurons * _STATS_BYTES
+    if study.capture.top:
+        total += num_neurons * 2 * study.capture.top * _TOP_BYTES
+        total += min(rows, BLOCK_ROWS) * 2 * widest * _MERGED_BYTES
     if layers.stop == model.num_layers:
         total += rows * model.architecture.num_outputs * (itemsize + 1)
     if study.resources.gpus_per_stage:

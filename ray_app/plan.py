@@ -30,12 +30,15 @@ __all__ = [
     "make_plan",
 ]
 
-# Parquet bytes per row after zstd, rounded up by a fifth: statistics of SmolLM2 took 60 (README).
-_STATS_ROW_BYTES = 72
+# Parquet bytes per row after zstd, rounded up by a fifth: statistics of SmolLM2 took 50, its
+# top activations 6 each.
+_STATS_ROW_BYTES = 60
 _POOLED_BYTES = 4
 """Of each pooled value; float32 hardly compresses."""
 _PAIR_BYTES = 12
 """Of each pair of neurons; products hardly compress, counts do."""
+_TOP_BYTES = 7
+"""Of each activation kept as one of the highest or lowest, with its sample and position."""
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
 _FILE_BYTES = 5_000
@@ -109,12 +112,16 @@ class Plan:
         neurons = self.model.num_neurons
         samples = [shard.num_samples for shard in self.shards]
         cut = stage_ranges(self.study, self.model, local_nodes())
-        num_files = (3 + len(cut) * (1 + bool(pooled) + bool(pairs))) * len(self.shards) + 2
+        top = self.study.capture.top
+        num_files = (3 + len(cut) * (1 + bool(pooled) + bool(pairs) + bool(top))) * len(
+            self.shards
+        ) + 2
         return Costs(
             num_files=num_files,
             num_bytes=len(self.shards) * neurons * _STATS_ROW_BYTES
             + sum(samples) * neurons * pooled * _POOLED_BYTES
             + len(self.shards) * pairs * _PAIR_BYTES
+            + len(self.shards) * neurons * 2 * top * _TOP_BYTES
             + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
             + image_bytes
             + num_files * _FILE_BYTES,

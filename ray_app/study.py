@@ -262,6 +262,12 @@ class CaptureSettings(_Settings):
         description="Also keep one value per sample and neuron, pooled over the sample's counted "
         "positions: max, mean or both.",
     )
+    top: int = Field(
+        5,
+        ge=0,
+        description="How many of the highest and how many of the lowest activations of every "
+        "neuron to keep, with sample and position; 0 keeps none.",
+    )
     coactivation: CoactivationSettings | None = Field(
         None,
         description="Also count, for all pairs of neurons of some layers, how often both are "

@@ -40,7 +40,7 @@ __all__ = [
 
 VIEWS = (
     "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "pooled_activations", "neuron_pairs", "analyses",
+    "pooled_activations", "top_activations", "neuron_pairs", "analyses",
 )  # fmt: skip
 """Names of all views, each after those it reads."""
 
@@ -105,6 +105,7 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
+            "identity": {"capture": {"top": "integer"}},
             "model": {
                 "source": "varchar",
                 "init": "varchar",

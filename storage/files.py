@@ -301,10 +301,21 @@ def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
         sink,
         schema,
         compression="zstd",
+        # Floats are nearly all different: a dictionary of them only adds indices.
+        use_dictionary=[_leaf(field) for field in schema if not _holds_floats(field.type)],
         write_page_index=True,
         store_schema=False,
         use_compliant_nested_type=True,
     )
+
+
+def _leaf(field: pa.Field) -> str:
+    """Name that Parquet has for the values of a column."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
+
+
+def _holds_floats(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(dtype.value_type if pa.types.is_list(dtype) else dtype))
 
 
 def _num_rows(file: BinaryIO) -> int:

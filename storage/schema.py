@@ -278,6 +278,43 @@ _RUN_TABLES = (
         row_group_rows=1 << 10,
     ),
     Table(
+        name="top",
+        owner="run",
+        sorted_by=("site", "layer", "neuron", "shard"),
+        purpose="The k highest and k lowest activations of every neuron over the counted positions "
+        "of one shard. View top_activations merges them and has a row for each.",
+        grain="one row per (run, task, shard, site, layer, neuron)",
+        schema=pa.schema(
+            [
+                _SHARD,
+                _SITE,
+                _LAYER,
+                _NEURON,
+                _HEAD,
+                _column(
+                    "k",
+                    pa.int32(),
+                    "activations kept of each kind; lists are shorter where fewer positions count",
+                ),
+                _column(
+                    "highest",
+                    pa.list_(pa.float32()),
+                    "the highest z, descending; ties by sample, then position",
+                ),
+                _column("highest_sample", pa.list_(pa.int32()), "their samples inside the task"),
+                _column("highest_position", pa.list_(pa.int32()), "their positions in the samples"),
+                _column(
+                    "lowest",
+                    pa.list_(pa.float32()),
+                    "the lowest z, ascending; ties by sample, then position",
+                ),
+                _column("lowest_sample", pa.list_(pa.int32()), "their samples inside the task"),
+                _column("lowest_position", pa.list_(pa.int32()), "their positions in the samples"),
+            ]
+        ),
+        row_group_rows=1 << 10,
+    ),
+    Table(
         name="coactivation",
         owner="run",
         sorted_by=("site", "layer", "neuron", "shard"),

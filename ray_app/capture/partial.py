@@ -15,6 +15,7 @@ from ray_app.capture.pooled import PooledRecorder
 from ray_app.capture.recorders import Part, Recorder, SiteKey, StatsRecorder
 from ray_app.capture.shards import Batch, CheckedShard, PlannedShard, SetAside, batches_of
 from ray_app.capture.spec import StageSpec
+from ray_app.capture.top import TopRecorder
 from ray_app.models.prediction import Prediction
 from storage.schema import TABLES
 
@@ -58,6 +59,10 @@ class ShardParts:
         if spec.capture.coactivation is not None:
             chosen = [site for site in sites if spec.capture.coactivation.holds(site)]
             self._recorders.append(CoactivationRecorder(shard, chosen, device))
+        if spec.capture.top:
+            self._recorders.append(
+                TopRecorder(shard, sites, self.samples, spec.capture.top, device, spec.reduction)
+            )
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
         """What the hooks call: give the activations of one site to all recorders."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from rich.cells import cell_len, set_cell_size
-
+from ray_app.commands.text import cut, cut_start, printable
 from ray_app.plan import Costs, Plan, gib
 
 __all__ = ["plan_lines"]
@@ -51,24 +50,15 @@ def _table(made: Plan, width: int) -> Iterator[str]:
     name_width = min(max(map(len, names)), max(width - sum(widths), 4))
     for name, row in zip(names, cells, strict=True):
         counts = "".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True))
-        yield _cut(name, name_width).ljust(name_width) + counts
+        yield cut(name, name_width).ljust(name_width) + counts
     yield from made.notes()
 
 
 def _samples(made: Plan, width: int) -> Iterator[str]:
     yield "first samples"
     for name, draw in made.tasks.items():
-        yield _cut(f"{name}:", width)
+        yield cut(f"{name}:", width)
         for source, text in draw.examples:
             # The end of a path tells more than its beginning.
-            place = source if len(source) <= width // 3 else "…" + source[1 - width // 3 :]
-            yield _cut(f"  {place} | {_printable(text)}", width)
-
-
-def _printable(text: str) -> str:
-    """Text on one line, without characters that a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
-
-
-def _cut(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
+            place = cut_start(source, width // 3)
+            yield cut(f"  {place} | {printable(text)}", width)

@@ -53,6 +53,20 @@ stat_counts as (
     group by run, task, shard
 ),
 
+-- All lists of a shard are as long as k and the positions that count allow.
+top_counts as (
+    select
+        run,
+        task,
+        shard,
+        count(*) as neurons,
+        count(distinct (site, layer, neuron)) as distinct_neurons,
+        min(least(len(highest), len(lowest))) as least,
+        max(greatest(len(highest), len(lowest))) as most
+    from top
+    group by run, task, shard
+),
+
 expected as (
     select
         c.run,
@@ -62,7 +76,9 @@ expected as (
         c.num_tokens,
         c.num_counted,
         c.num_quarantined,
-        r.num_neurons
+        r.num_neurons,
+        if(r.top > 0, r.num_neurons, null) as top_neurons,
+        if(r.top > 0, least(r.top, c.num_counted), null) as top_length
     from commits as c
     join runs as r on c.run = r.run
 )
@@ -83,6 +99,10 @@ select
     t.counted as counted_tokens,
     x.least as least_n,
     x.most as most_n,
+    e.top_length,
+    y.least as least_top,
+    y.most as most_top,
+    y.neurons as top_rows,
     e.num_neurons,
     x.neurons as neuron_rows
 from expected as e
@@ -92,6 +112,7 @@ left join quarantine_counts as q using (run, task, shard)
 left join sample_counts as s using (run, task, shard)
 left join prediction_counts as p using (run, task, shard)
 left join stat_counts as x using (run, task, shard)
+left join top_counts as y using (run, task, shard)
 where
     coalesce(s.samples, 0) != e.num_samples
     -- Language models and models without a head predict no samples.
@@ -105,4 +126,8 @@ where
     or x.most is distinct from e.num_counted
     or x.neurons is distinct from e.num_neurons
     or x.distinct_neurons is distinct from e.num_neurons
+    or y.neurons is distinct from e.top_neurons
+    or y.distinct_neurons is distinct from e.top_neurons
+    or y.least is distinct from e.top_length
+    or y.most is distinct from e.top_length
 order by e.run, e.task, e.shard

@@ -10,6 +10,7 @@
 -- column: architecture - class name in transformers
 -- column: num_layers - number of layers
 -- column: num_neurons - captured neurons of all sites and layers
+-- column: top - highest and lowest activations kept of each neuron; 0 if none
 -- column: reference - reference task when the run began; null if there was none
 -- column: num_shards - planned shards
 -- column: num_committed - committed shards
@@ -35,6 +36,7 @@ select
     r.model.architecture as architecture,
     r.model.num_layers as num_layers,
     r.model.num_neurons as num_neurons,
+    coalesce(r.identity.capture.top, 0) as top,
     r.reference,
     len(r.shards) as num_shards,
     coalesce(c.shards, 0) as num_committed,

@@ -100,6 +100,7 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
         activations, logits = run_plainly(kind, vision_folder(kind), rows)
         check_statistics(run, task, activations)
         check_pooled(run, task, activations)
+        check_top(run, task, activations)
         check_predictions(run, task, rows, logits)
 
 
@@ -135,6 +136,27 @@ def check_pooled(run: Run, task: str, activations: dict[tuple[str, int], np.ndar
         for name, expected in {"max": by_sample.max(1), "mean": by_sample.mean(1)}.items():
             values = found[name].reshape(num_samples, -1)
             np.testing.assert_allclose(values, expected, rtol=0, atol=slack, err_msg=name)
+
+
+def check_top(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray]) -> None:
+    """Values are those of the plain model, and lie where it has them."""
+    for (site, layer), z in activations.items():
+        found = run.store.sql(
+            "from top_activations where run = $run and task = $task and site = $site "
+            "and layer = $layer order by kind, neuron, rank",
+            {"run": run.id, "task": task, "site": site, "layer": layer},
+        ).fetchnumpy()
+        samples = run.store.sql(
+            "select sample from samples where run = $run and task = $task order by sample",
+            {"run": run.id, "task": task},
+        ).fetchnumpy()["sample"]
+        by_sample = z.reshape(len(samples), -1, z.shape[1])
+        slack = 2e-6 * np.abs(z).max()
+        ordered = np.sort(z, axis=0)
+        expected = np.stack([ordered[:-6:-1].T, ordered[:5].T]).reshape(-1)
+        np.testing.assert_allclose(found["value"], expected, rtol=0, atol=slack)
+        where = np.searchsorted(samples, found["sample"]), found["position"], found["neuron"]
+        np.testing.assert_allclose(by_sample[where], found["value"], rtol=0, atol=slack)
 
 
 def check_predictions(
@@ -198,7 +220,7 @@ def test_one_to_four_stages_write_the_same_files(
         assert len(others) == 2 * len(run.shards)
         stagewise = [
             store.table(f"from {table} order by task, shard, site, layer, neuron").combine_chunks()
-            for table in ("stats", "pooled")
+            for table in ("stats", "pooled", "top")
         ]
         found.append((run.id, {path: store.files.sha256(path) for path in others}, stagewise))
     for other in found[1:]:
