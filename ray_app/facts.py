@@ -100,13 +100,19 @@ def _sizes(study: Study, architecture: Architecture) -> PartSizes:
 
 
 def _check_against_model(study: Study, model: Architecture) -> None:
-    layers = study.capture.layers
-    wrong = [] if layers == "all" else [n for n in layers if not 0 <= n < model.num_layers]
-    if wrong:
-        raise StudyError(
-            f"capture.layers must lie in 0..{model.num_layers - 1} for {model.name}, "
-            f"found {wrong[0]}."
-        )
+    values = study.capture.values
+    asked = {
+        "capture.layers": study.capture.layers,
+        "capture.values.layers": values and values.layers,
+    }
+    for key, layers in asked.items():
+        wrong = [
+            n for n in layers or () if not isinstance(n, str) and not 0 <= n < model.num_layers
+        ]
+        if wrong:
+            raise StudyError(
+                f"{key} must lie in 0..{model.num_layers - 1} for {model.name}, found {wrong[0]}."
+            )
     stages = study.resources.stages
     if stages != "auto" and stages > model.num_layers:
         raise StudyError(

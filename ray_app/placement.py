@@ -45,6 +45,9 @@ _TOP_BYTES = 2 * 8 + 2 * 12
 that is computed and in the one that is written, and the latter's rows as a table and as Parquet."""
 _MERGED_BYTES = 24
 """Of each value of a block of which all are better than what is kept: copies of it and its key."""
+_VALUE_BYTES = {"float32": 2 * 4, "float16": 2 * 2, "int8": 2 * 4}
+"""Of each raw value by its encoding: the shard that is computed and the one that is written, whose
+rows are made and compressed a few at a time."""
 _SHORT = 16
 """Tokens of a sample, where samples have not been drawn yet: few datasets have shorter ones."""
 
@@ -195,6 +198,12 @@ def stage_bytes(
         shard_samples = study.capture.shard_tokens // shortest + 1
     total += num_neurons * shard_samples * len(study.capture.pooled) * _POOLED_BYTES
     total += num_pairs(study, sites) * _PAIR_BYTES
+    values = study.capture.values
+    if values is not None:
+        kept = sum(site.width for site in sites if values.keeps(site.site, site.layer))
+        # A shard is closed by the sample that fills it.
+        positions = (study.capture.shard_tokens + _longest(study, model)) * values.share
+        total += ceil(kept * positions * _VALUE_BYTES[values.encoding])
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
 
 

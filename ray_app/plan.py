@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import psutil
@@ -39,6 +40,10 @@ _PAIR_BYTES = 12
 """Of each pair of neurons; products hardly compress, counts do."""
 _TOP_BYTES = 7
 """Of each activation kept as one of the highest or lowest, with its sample and position."""
+_VALUE_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 0.8}
+"""Of each raw value by its encoding; SmolLM2 took 3.4, 1.8 and 0.6."""
+_PLACE_BYTES = 3
+"""Of each position whose values are kept: its sample and position."""
 _TOKEN_BYTES = 13
 _SAMPLE_TOKEN_BYTES = 7
 _FILE_BYTES = 5_000
@@ -99,6 +104,17 @@ class Plan:
                     f"those it has are {found}"
                 )
 
+    def _values(self) -> tuple[int, float]:
+        """Files and bytes of raw values."""
+        values = self.study.capture.values
+        if values is None:
+            return 0, 0.0
+        widths = [s.width for s in self.model.sites if values.keeps(s.site, s.layer)]
+        shards = [shard for shard in self.shards if values.keeps_task(shard.task)]
+        positions = sum(shard.num_counted for shard in shards) * values.share
+        num_bytes = sum(widths) * positions * _VALUE_BYTES[values.encoding]
+        return len(shards) * (1 + len(widths)), num_bytes + positions * _PLACE_BYTES
+
     def costs(self, free_bytes: int | None) -> Costs:
         """Estimate what the plan takes, and what there is of it.
 
@@ -116,9 +132,12 @@ class Plan:
         num_files = (3 + len(cut) * (1 + bool(pooled) + bool(pairs) + bool(top))) * len(
             self.shards
         ) + 2
+        value_files, value_bytes = self._values()
+        num_files += value_files
         return Costs(
             num_files=num_files,
-            num_bytes=len(self.shards) * neurons * _STATS_ROW_BYTES
+            num_bytes=ceil(value_bytes)
+            + len(self.shards) * neurons * _STATS_ROW_BYTES
             + sum(samples) * neurons * pooled * _POOLED_BYTES
             + len(self.shards) * pairs * _PAIR_BYTES
             + len(self.shards) * neurons * 2 * top * _TOP_BYTES
@@ -192,7 +211,8 @@ def check_fits(costs: Costs) -> None:
         raise PlanError(
             f"{costs.replicas} replica(s) need about {gib(needed)} of memory, and "
             f"{gib(costs.available_memory)} are available: lower resources.replicas or "
-            "capture.batch_tokens, or choose a narrower model.dtype."
+            "capture.batch_tokens, or capture.shard_tokens where raw values are kept, or choose a "
+            "narrower model.dtype."
         )
 
 

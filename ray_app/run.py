@@ -73,6 +73,7 @@ class Run:
                 sites=tuple(site for site in sites if site.layer in layers),
                 threads=self.record["threads"],
                 reduction=self.record["reduction"],
+                seed=self.record["identity"]["seed"],
                 capture=CaptureSettings.model_validate(self.record["identity"]["capture"]),
             )
             for index, layers in enumerate(cut)

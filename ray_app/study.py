@@ -22,6 +22,7 @@ __all__ = [
     "Study",
     "StudyError",
     "TaskSettings",
+    "ValuesSettings",
     "load_study",
 ]
 
@@ -208,6 +209,50 @@ class CoactivationSettings(_Settings):
         return place.site in self.sites and place.layer in self.layers
 
 
+class ValuesSettings(_Settings):
+    """Which raw activations to keep: by default all of what is captured."""
+
+    sites: list[Site] | None = Field(
+        None, min_length=1, description="Sites of which to keep them; all captured ones by default."
+    )
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Layers of which to keep them; all captured ones by default.",
+    )
+    tasks: list[Name] | None = Field(
+        None, min_length=1, description="Tasks of which to keep them; all by default."
+    )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the counted positions to keep, each drawn for itself by the study's "
+        "seed, its task, sample and position.",
+    )
+    encoding: Literal["float32", "float16", "int8"] = Field(
+        "float16",
+        description="What is kept of a value: all of it; eleven binary digits, up to 65,504; or "
+        "the nearest of 255 steps between the extremes of its neuron in the shard. Columns value, "
+        "code, scale and error_bound of the table values.",
+    )
+
+    @field_validator("sites", "layers", "tasks")
+    @classmethod
+    def _in_one_order(cls, value: list[Any] | None) -> list[Any] | None:
+        return value if value is None else sorted(set(value))
+
+    def keeps(self, site: str, layer: int) -> bool:
+        """Whether values of a captured site and layer are kept."""
+        return (self.sites is None or site in self.sites) and (
+            self.layers is None or layer in self.layers
+        )
+
+    def keeps_task(self, task: str) -> bool:
+        """Whether values of a task are kept."""
+        return self.tasks is None or task in self.tasks
+
+
 class CaptureSettings(_Settings):
     """What to read from the model, over how much text, cut how."""
 
@@ -251,6 +296,21 @@ class CaptureSettings(_Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _values_are_captured(self) -> "CaptureSettings":
+        if self.values is None:
+            return self
+        captured = {"sites": self.sites, "layers": self.layers}
+        for key, known in captured.items():
+            asked = getattr(self.values, key) or []
+            missing = [one for one in asked if known != "all" and one not in known]
+            if missing:
+                raise ValueError(
+                    f"values.{key} must be among capture.{key} ({', '.join(map(str, known))}), "
+                    f"found {missing[0]!r}"
+                )
+        return self
+
     special_tokens: Literal["auto", "exclude", "include"] = Field(
         "auto",
         description="Whether positions of special tokens (BOS, the class token of images and the "
@@ -272,6 +332,11 @@ class CaptureSettings(_Settings):
         None,
         description="Also count, for all pairs of neurons of some layers, how often both are "
         "active, and how they correlate.",
+    )
+    values: ValuesSettings | None = Field(
+        None,
+        description="Also keep raw activations, neuron by neuron: {} keeps all of them, at two "
+        "bytes each.",
     )
     batch_tokens: int = Field(
         1024, ge=1, description="Most tokens of one batch, padding included (a sample is not cut)."
@@ -358,6 +423,12 @@ class Study(_Settings):
             )
         if self.analyses and len(self.tasks) < 2:
             raise ValueError("analyses need at least one task besides the reference, found none")
+        values = self.capture.values
+        for name in (values and values.tasks) or ():
+            if name not in self.tasks:
+                raise ValueError(
+                    f"capture.values.tasks must name tasks, found {name!r}; tasks are: {known}"
+                )
         for name, task in self.tasks.items():
             for member in task.mixture or ():
                 if member not in self.tasks or self.tasks[member].mixture is not None:

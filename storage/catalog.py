@@ -40,7 +40,7 @@ __all__ = [
 
 VIEWS = (
     "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "pooled_activations", "top_activations", "neuron_pairs", "analyses",
+    "pooled_activations", "top_activations", "activations", "neuron_pairs", "analyses",
 )  # fmt: skip
 """Names of all views, each after those it reads."""
 
@@ -145,6 +145,7 @@ _REMOTE_CLIENT = """\
 _DUCKDB_TYPES = {
     pa.bool_(): "boolean",
     pa.int16(): "smallint",
+    pa.list_(pa.int8()): "tinyint[]",
     pa.int32(): "integer",
     pa.int64(): "bigint",
     pa.float32(): "float",
@@ -407,11 +408,15 @@ def _table_source(files: StoreFiles, table: Table) -> str:
     )
     if next(files.glob(pattern), None) is None:
         columns = {field.name: _DUCKDB_TYPES[field.type] for field in table.schema}
-        partitions = dict.fromkeys(table.partitions, "varchar")
+        partitions = {key: _partition_type(key) for key in table.partitions}
         return _empty(columns | partitions | {"filename": "varchar"})
     path = quote(f"{files.root}/{pattern}")
-    types = ", ".join(f"{key}: varchar" for key in table.partitions)
+    types = ", ".join(f"{key}: {_partition_type(key)}" for key in table.partitions)
     return f"read_parquet({path}, hive_partitioning = true, hive_types = {{{types}}})"
+
+
+def _partition_type(key: str) -> str:
+    return "smallint" if key == "layer" else "varchar"
 
 
 def _table_columns(table: Table) -> str:

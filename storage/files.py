@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from storage.errors import DamagedFileError, StoreError
 from storage.local import LocalFolder
 from storage.objects import ObjectStore
-from storage.schema import TABLES
+from storage.schema import TABLES, Table
 
 __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
 
@@ -186,7 +186,7 @@ class StoreFiles:
         """
         checked = table.cast(TABLES[name].schema)
         buffer = pa.BufferOutputStream()
-        with _parquet_writer(buffer, checked.schema) as writer:
+        with _parquet_writer(buffer, TABLES[name]) as writer:
             writer.write_table(checked, row_group_size=TABLES[name].row_group_rows)
         data = memoryview(buffer.getvalue())
         self.put(path, data)
@@ -211,7 +211,7 @@ class StoreFiles:
         """
         schema, rows = TABLES[name].schema, 0
         with self._backend.writing(path) as temporary:
-            with temporary.open("wb") as file, _parquet_writer(file, schema) as writer:
+            with temporary.open("wb") as file, _parquet_writer(file, TABLES[name]) as writer:
                 for batch in batches:
                     table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
                     writer.write_table(table, row_group_size=TABLES[name].row_group_rows)
@@ -269,8 +269,16 @@ class StoreFiles:
         Raises:
             DamagedFileError: if the file is missing or is not Parquet.
         """
+        return self.parquet(path, lambda file: int(file.metadata.num_rows))
+
+    def parquet(self, path: str, use: Callable[[pq.ParquetFile], Result]) -> Result:
+        """What `use` makes of a Parquet file, of which it may read parts.
+
+        Raises:
+            DamagedFileError: if the file is missing or is not Parquet.
+        """
         try:
-            return self._backend.using(path, _num_rows)
+            return self._backend.using(path, lambda file: use(pq.ParquetFile(file)))
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error
 
@@ -296,16 +304,16 @@ class StoreFiles:
         return sorted(self._backend.glob(pattern))
 
 
-def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        sink,
-        schema,
-        compression="zstd",
+def _parquet_writer(sink: Any, table: Table) -> pq.ParquetWriter:
+    options: dict[str, Any] = {
+        "compression": "zstd",
         # Floats are nearly all different: a dictionary of them only adds indices.
-        use_dictionary=[_leaf(field) for field in schema if not _holds_floats(field.type)],
-        write_page_index=True,
-        store_schema=False,
-        use_compliant_nested_type=True,
+        "use_dictionary": [_leaf(f) for f in table.schema if not _holds_floats(f.type)],
+        "write_page_index": True,
+        **table.writing,
+    }
+    return pq.ParquetWriter(
+        sink, table.schema, store_schema=False, use_compliant_nested_type=True, **options
     )
 
 
@@ -316,7 +324,3 @@ def _leaf(field: pa.Field) -> str:
 
 def _holds_floats(dtype: pa.DataType) -> bool:
     return bool(pa.types.is_floating(dtype.value_type if pa.types.is_list(dtype) else dtype))
-
-
-def _num_rows(file: BinaryIO) -> int:
-    return int(pq.ParquetFile(file).metadata.num_rows)

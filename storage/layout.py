@@ -18,6 +18,7 @@ __all__ = [
     "stats_path",
     "table_path",
     "tokens_path",
+    "values_path",
 ]
 
 
@@ -49,6 +50,12 @@ def tokens_path(run: str, task: str, shard: int) -> str:
 def part_path(run: str, table: str, task: str, shard: int, stage: int) -> str:
     """Rows of one shard in a table of which each stage writes its layers."""
     return f"{run_folder(run)}/{table}/task={task}/stage-{stage:02d}/shard-{shard:05d}.parquet"
+
+
+def values_path(run: str, task: str, site: str, layer: int, shard: int) -> str:
+    """Raw activations of one site and layer over one shard."""
+    folder = f"{run_folder(run)}/values/task={task}/site={site}/layer={layer:02d}"
+    return f"{folder}/shard-{shard:05d}.parquet"
 
 
 def stats_path(run: str, task: str, shard: int, stage: int) -> str:

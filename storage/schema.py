@@ -6,9 +6,9 @@ the files; every Hive-aware reader adds them as columns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -39,10 +39,18 @@ class Table:
     """Most rows of a row group: large enough to compress well, small enough that a filter on layer
     and neuron skips most of a big file."""
 
+    inner_partitions: tuple[str, ...] = ()
+    """Further columns that come from the path, inside those of run and task."""
+    writing: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Options of pyarrow's Parquet writer in which the table differs from others."""
+
     @property
     def partitions(self) -> tuple[str, ...]:
-        """Columns that come from the path; all are text."""
-        return ("run", "task") if self.owner == "run" else ("analysis",)
+        """Columns that come from the path."""
+        return (
+            *(("run", "task") if self.owner == "run" else ("analysis",)),
+            *self.inner_partitions,
+        )
 
     def column_docs(self) -> dict[str, str]:
         """Explanation of every column, partition keys first."""
@@ -54,6 +62,8 @@ _PARTITION_DOCS = {
     "run": "id of the run (from the path)",
     "task": "name of the task (from the path)",
     "analysis": "id of the analysis (from the path)",
+    "site": "'attn' or 'mlp' (from the path)",
+    "layer": "index of the layer, from 0 (from the path)",
 }
 
 
@@ -62,6 +72,7 @@ def _column(name: str, dtype: pa.DataType, doc: str, *, nullable: bool = False) 
 
 
 _SHARD = _column("shard", pa.int32(), "index of the shard inside the task")
+_BLOCK = _column("block", pa.int32(), "index of the shard whose positions these are")
 _SAMPLE = _column("sample", pa.int32(), "index of the sample inside the task")
 _LABEL = _column("label", pa.string(), "label of the sample, if it has one", nullable=True)
 _LABEL_ID = _column(
@@ -313,6 +324,76 @@ _RUN_TABLES = (
             ]
         ),
         row_group_rows=1 << 10,
+    ),
+    Table(
+        name="values",
+        owner="run",
+        sorted_by=("neuron", "block"),
+        purpose="Raw activations, neuron by neuron: kept where the study asks for them. View "
+        "activations has a row for each, decoded.",
+        grain="one row per (run, task, site, layer, neuron, block)",
+        schema=pa.schema(
+            [
+                _BLOCK,
+                _NEURON,
+                _HEAD,
+                _column("n", pa.int64(), "number of activations"),
+                _column(
+                    "value",
+                    pa.list_(pa.float32()),
+                    "the activations z, in the order of the block's value_positions; rounded to "
+                    "half precision if encoded as float16, null if as int8",
+                    nullable=True,
+                ),
+                _column(
+                    "code",
+                    pa.list_(pa.int8()),
+                    "of int8: the activations in units of scale, from -127 to 127",
+                    nullable=True,
+                ),
+                _column("scale", pa.float32(), "of int8: z is about scale * code", nullable=True),
+                _column(
+                    "error_bound", pa.float32(), "most that a value differs from its activation"
+                ),
+            ]
+        ),
+        inner_partitions=("site", "layer"),
+        # Measured on SmolLM2 (benchmarks/value_layouts.py). DuckDB, which reads no float16 in split
+        # streams, reads float32 so, and the empty half of rounded values takes no space. Codes lie
+        # close together: most take fewer than 8 bits, which a dictionary and zstd find. Higher
+        # levels of zstd save nothing. Bounds of values in footers would only make them longer.
+        writing=MappingProxyType(
+            {
+                "compression_level": 1,
+                "use_dictionary": ["head", "code.list.element"],
+                "column_encoding": {"value.list.element": "BYTE_STREAM_SPLIT"},
+                "write_statistics": ["block", "neuron"],
+                "write_page_index": False,
+                "write_batch_size": 1 << 16,
+            }
+        ),
+    ),
+    Table(
+        name="value_positions",
+        owner="run",
+        sorted_by=("block",),
+        purpose="Of which positions the lists of table values are, block by block.",
+        grain="one row per (run, task, block)",
+        schema=pa.schema(
+            [
+                _BLOCK,
+                _column("n", pa.int64(), "number of positions"),
+                _column(
+                    "sample",
+                    pa.list_(pa.int32()),
+                    "index of the sample inside the task, for each position in the order of "
+                    "computation",
+                ),
+                _column(
+                    "position", pa.list_(pa.int32()), "index of the position inside its sample"
+                ),
+            ]
+        ),
     ),
     Table(
         name="coactivation",

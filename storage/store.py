@@ -1,10 +1,11 @@
 """A store as an object: its runs, its commit records and its SQL."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from storage import layout
@@ -14,6 +15,8 @@ from storage.files import FileRecord, StoreFiles
 if TYPE_CHECKING:
     # Capture workers and drivers never query: they need not load DuckDB.
     import duckdb
+
+    from storage.matrix import MatrixBlock
 
 __all__ = ["Store", "create_store", "open_store"]
 
@@ -60,6 +63,72 @@ class Store:
         from storage import catalog
 
         catalog.export(self.connection, query, path, file_format)
+
+    def matrix(
+        self,
+        site: str,
+        layer: int,
+        task: str,
+        *,
+        run: str | None = None,
+        neurons: Sequence[int] | np.ndarray | None = None,
+        dtype: Any = np.float32,
+    ) -> np.ndarray:
+        """Raw values of one site and layer over one task, as one array.
+
+            >>> store.matrix("mlp", 7, "python")  # doctest: +SKIP
+
+        Args:
+            site: 'attn' or 'mlp'.
+            layer: index of the layer.
+            task: name of the task.
+            run: id of the run; may be left out if there is one only.
+            neurons: indices of neurons, in any order; all if not given.
+            dtype: NumPy's type of the array.
+
+        Returns:
+            (positions, neurons): the positions that were kept, in the order of
+            ``value_positions``. ``torch.from_numpy`` takes it as it is.
+
+        Raises:
+            StoreError: if the run has no such neurons or task, or kept no values of them.
+            DamagedFileError: if a file cannot be read.
+        """
+        from storage.matrix import read_matrix, select_values
+
+        chosen = select_values(self, site, layer, task, run=run, neurons=neurons)
+        return read_matrix(self, chosen, dtype=dtype)
+
+    def matrix_blocks(
+        self,
+        site: str,
+        layer: int,
+        task: str,
+        *,
+        run: str | None = None,
+        neurons: Sequence[int] | np.ndarray | None = None,
+        dtype: Any = np.float32,
+        max_bytes: int = 256 << 20,
+    ) -> "Iterator[MatrixBlock]":
+        """The rows of `matrix` in blocks, in order, each with its samples and positions.
+
+        Args:
+            site: as of `matrix`, like all but the last.
+            layer: index of the layer.
+            task: name of the task.
+            run: id of the run.
+            neurons: indices of neurons.
+            dtype: NumPy's type of the values.
+            max_bytes: most bytes of the values of a block. A file that has more is turned in a
+                temporary file.
+
+        Raises:
+            StoreError, DamagedFileError: as `matrix`, the first before any block is asked for.
+        """
+        from storage.matrix import read_blocks, select_values
+
+        chosen = select_values(self, site, layer, task, run=run, neurons=neurons)
+        return read_blocks(self, chosen, dtype=dtype, max_bytes=max_bytes)
 
     @property
     def connection(self) -> "duckdb.DuckDBPyConnection":

@@ -25,8 +25,10 @@ class Part:
 
     table: str
     """Name of the table."""
-    rows: pa.Table
-    """Columns of the table."""
+    rows: pa.Table | Iterator[pa.RecordBatch]
+    """Columns of the table; row groups one by one where there are too many rows to hold."""
+    site: SiteKey | None = None
+    """Whose rows they are, in tables with a file for each site and layer."""
 
 
 class Recorder(Protocol):

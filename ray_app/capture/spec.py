@@ -33,5 +33,7 @@ class StageSpec:
     """CPU threads; part of what makes results bit-identical."""
     reduction: Reduction
     """How statistics are reduced; part of it as well."""
+    seed: int
+    """Seed of the study."""
     capture: CaptureSettings
     """What is kept."""

@@ -8,6 +8,11 @@ the plan; a stage that was restarted in the middle of a shard says so instead of
 shard.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -118,23 +123,35 @@ class Stage:
 
         Raises:
             ShardInterruptedError: if the shard is not closed.
+            CaptureError: if an activation is too large for the encoding of raw values.
             StoreError: if the store cannot be written.
         """
         closed = self._closed.pop(shard.key, None)
         if closed is None:
             raise _interrupted(shard, "its end")
-        # All are made before one is written.
+        # All are made before one is written, but for raw values, which are too many.
         run, place = self._spec.run, shard.key
-        parts = {
-            layout.part_path(run, part.table, *place, self._spec.index): (part.table, part.rows)
-            for part in closed.parts()
-        }
+        parts: dict[str, tuple[str, Any]] = {}
+        for part in closed.parts():
+            if part.site is None:
+                path = layout.part_path(run, part.table, *place, self._spec.index)
+            else:
+                path = layout.values_path(run, shard.task, *part.site, shard.shard)
+            parts[path] = part.table, part.rows
         if self._model.is_last:
             for name, table in closed.prediction_tables().items():
                 parts[layout.table_path(run, name, *place)] = name, table
             if closed.set_aside:
                 parts[layout.quarantine_path(run, *place)] = "quarantine", closed.quarantine_table()
-        return [self._files.put_table(path, *part) for path, part in parts.items()]
+        # Compressing raw values takes longer than all else.
+        with ThreadPoolExecutor(self._spec.threads) as pool:
+            return list(pool.map(self._put, parts, parts.values()))
+
+    def _put(self, path: str, part: tuple[str, pa.Table | Iterator[pa.RecordBatch]]) -> FileRecord:
+        table, rows = part
+        if isinstance(rows, pa.Table):
+            return self._files.put_table(path, table, rows)
+        return self._files.put_batches(path, table, rows)
 
     def drop(self, shard: PlannedShard) -> None:
         """Forget a shard that is not to be written, because another stage could not close it."""

@@ -163,7 +163,8 @@ def test_a_plan_larger_than_the_memory_is_refused(
         check_fits(dataclasses.replace(costs, available_memory=5 * GIB))
     assert str(caught.value) == (
         "2 replica(s) need about 6.00 GiB of memory, and 5.00 GiB are available: lower "
-        "resources.replicas or capture.batch_tokens, or choose a narrower model.dtype."
+        "resources.replicas or capture.batch_tokens, or capture.shard_tokens where raw values are "
+        "kept, or choose a narrower model.dtype."
     )
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_fits(dataclasses.replace(costs, available_memory=5 * GIB))

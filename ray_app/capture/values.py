@@ -1,0 +1,215 @@
+"""Raw activations, turned from positions by neurons to neurons by positions as batches arrive."""
+
+import ctypes
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ray_app.capture.errors import CaptureError
+from ray_app.capture.moments import Reduction
+from ray_app.capture.recorders import Part, SiteKey, neuron_columns
+from ray_app.capture.shards import Batch, PlannedShard
+from ray_app.models.sites import SiteLocation
+from ray_app.native import load_library
+from storage.values import Encoding, HalfOverflowError, encode_rows, rows_in_group
+
+__all__ = ["ChosenPositions", "ValuesRecorder", "draw_positions"]
+
+_SOURCE = Path(__file__).with_name("values.c")
+
+
+def draw_positions(
+    samples: np.ndarray, positions: np.ndarray, *, seed: int, task: str, share: float
+) -> np.ndarray:
+    """Which positions are kept: each is drawn by a hash of its own name, whatever else there is.
+
+    Args:
+        samples: (C,) indices of samples inside the task.
+        positions: (C,) indices of positions inside them.
+        seed: seed of the study.
+        task: name of the task.
+        share: probability of each.
+
+    Returns:
+        (C,) bool.
+    """
+    if share == 1:
+        return np.ones(len(samples), dtype=bool)
+    digest = blake2b(f"{seed}/{task}".encode(), digest_size=8).digest()
+    key = np.uint64(int.from_bytes(digest, "little"))
+    drawn = _mix(_mix(samples.astype(np.uint64) ^ key) ^ positions.astype(np.uint64))
+    # 53 bits are a float64 in [0, 1) without rounding.
+    return (drawn >> np.uint64(11)) * 2.0**-53 < share
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A step of SplitMix64 (Steele, Lea and Flood, 2014), which makes neighbours unlike."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+class ChosenPositions:
+    """The positions of a shard whose values are kept, in the order of computation."""
+
+    def __init__(
+        self, shard: PlannedShard, batches: Iterable[Batch], *, seed: int, share: float
+    ) -> None:
+        """Draw them.
+
+        Args:
+            shard: the shard.
+            batches: its batches, in order.
+            seed: seed of the study.
+            share: of the counted positions.
+        """
+        self._shard = shard.shard
+        self._places: list[tuple[np.ndarray, np.ndarray]] = []
+        self._rows: dict[int, tuple[int, Tensor | None]] = {}
+        self.count = 0
+        for batch in batches:
+            samples, positions = batch.counted_places
+            chosen = draw_positions(samples, positions, seed=seed, task=shard.task, share=share)
+            rows = batch.counted
+            if not chosen.all():
+                counted = torch.arange(len(chosen)) if rows is None else rows
+                rows = counted[torch.from_numpy(chosen)]
+            self._rows[batch.index] = self.count, rows
+            self._places.append((samples[chosen], positions[chosen]))
+            self.count += int(chosen.sum())
+
+    def of(self, batch: Batch) -> tuple[int, Tensor | None]:
+        """How many come before a batch, and its rows of flattened positions; None for all."""
+        return self._rows[batch.index]
+
+    def table(self) -> pa.Table:
+        """The row of table ``value_positions``."""
+        none = np.empty(0, dtype=np.int32)
+        samples, positions = map(np.concatenate, zip((none, none), *self._places, strict=True))
+        return pa.table(
+            {
+                "block": pa.array([self._shard], pa.int32()),
+                "n": pa.array([self.count], pa.int64()),
+                "sample": pa.array([samples], pa.list_(pa.int32())),
+                "position": pa.array([positions], pa.list_(pa.int32())),
+            }
+        )
+
+
+class ValuesRecorder:
+    """Table ``values``."""
+
+    def __init__(
+        self,
+        shard: PlannedShard,
+        sites: Sequence[SiteLocation],
+        chosen: ChosenPositions,
+        encoding: Encoding,
+        reduction: Reduction,
+    ) -> None:
+        """Begin a shard.
+
+        Args:
+            shard: the shard.
+            sites: those of the stage whose values are kept, ordered by site, then layer.
+            chosen: the positions whose values are kept.
+            encoding: how values are kept.
+            reduction: whether they are turned by a compiled kernel; changes no bit.
+        """
+        self._shard = shard
+        self._sites = sites
+        self._chosen = chosen
+        self._encoding = encoding
+        self._compiled = reduction == "compiled"
+        # A scale of int8 is known only when all values are.
+        dtype = torch.float16 if encoding == "float16" else torch.float32
+        self._values: dict[SiteKey, Tensor] = {
+            (site.site, site.layer): torch.empty(site.width, chosen.count, dtype=dtype)
+            for site in sites
+        }
+
+    def add(self, batch: Batch, site: SiteLocation, z: Tensor) -> None:
+        """See `Recorder.add`."""
+        values = self._values.get((site.site, site.layer))
+        if values is None:
+            return
+        start, rows = self._chosen.of(batch)
+        if self._compiled and z.device.type == "cpu":
+            _transpose(z.to(values.dtype), rows, values, start)
+            return
+        kept = z if rows is None else z.index_select(0, rows.to(z.device))
+        values[:, start : start + len(kept)] = kept.to(values.dtype).T.contiguous()
+
+    def parts(self) -> Iterator[Part]:
+        """One file for each site and layer, ordered by neuron; what is given is forgotten."""
+        for site in self._sites:
+            key = site.site, site.layer
+            yield Part(table="values", rows=self._row_groups(site, self._values.pop(key)), site=key)
+
+    def _row_groups(self, site: SiteLocation, values: Tensor) -> Iterator[pa.RecordBatch]:
+        columns = neuron_columns(self._shard.shard, site)
+        whole = pa.record_batch(
+            {"block": columns["shard"], "neuron": columns["neuron"], "head": columns["head"]}
+        )
+        step = rows_in_group(self._chosen.count)
+        for start in range(0, site.width, step):
+            z = values[start : start + step].numpy()
+            try:
+                encoded = encode_rows(z, self._encoding)
+            except HalfOverflowError as error:
+                raise CaptureError(
+                    f"neuron {start + error.args[0]} of site {site.site!r}, layer {site.layer}, "
+                    f"in shard {self._shard.shard} of task {self._shard.task!r} is larger than "
+                    "65,504, the largest number of capture.values.encoding: float16; set it to "
+                    "float32 or int8, and pass --new-run."
+                ) from error
+            batch = whole.slice(start, step)
+            yield pa.record_batch(
+                dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
+            )
+
+
+def _transpose(z: Tensor, rows: Tensor | None, values: Tensor, start: int) -> None:
+    """Columns of z, (positions, width), to rows of values from `start` on."""
+    z = z if z.stride(1) == 1 else z.contiguous()
+    chosen = None if rows is None else rows.contiguous()
+    _kernels()[values.element_size()](
+        z.data_ptr(),
+        z.stride(0),
+        None if chosen is None else chosen.data_ptr(),
+        len(z) if chosen is None else len(chosen),
+        z.shape[1],
+        values.data_ptr() + start * values.element_size(),
+        values.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+@cache
+def _kernels() -> dict[int, Any]:
+    """values.c by the size of an element."""
+    library = load_library(_SOURCE)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    kernels = {2: library.transpose_2, 4: library.transpose_4}
+    for function in kernels.values():
+        function.argtypes = [
+            pointer,
+            number,
+            pointer,
+            number,
+            number,
+            pointer,
+            number,
+            ctypes.c_int,
+        ]
+        function.restype = None
+    return kernels

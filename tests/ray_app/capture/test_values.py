@@ -1,0 +1,149 @@
+"""Raw values that are kept are those of the hooks, whatever the shards and stages."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ray_app.capture import driver
+from ray_app.capture.errors import CaptureError
+from ray_app.capture.stage import build_stage
+from ray_app.capture.values import ValuesRecorder, draw_positions
+from ray_app.capture.workers import LocalWorkers
+from ray_app.progress import NoProgress
+from ray_app.run import Run
+from storage import verify_store
+
+
+def matrix_of(run: Run, **place: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(positions, neurons) values in the order of computation, and their samples and positions."""
+    blocks = list(run.store.matrix_blocks(**place, max_bytes=1 << 12))
+    assert max(block.values.nbytes for block in blocks) <= 1 << 12
+    values = np.concatenate([block.values for block in blocks])
+    np.testing.assert_array_equal(values, run.store.matrix(**place))
+    chosen = [5, 2]
+    np.testing.assert_array_equal(values[:, chosen], run.store.matrix(**place, neurons=chosen))
+    sample, position = (
+        np.concatenate([getattr(block, name) for block in blocks])
+        for name in ("sample", "position")
+    )
+    return values, sample, position
+
+
+@pytest.mark.parametrize("encoding", ["float32", "float16", "int8"])
+def test_values_are_those_of_the_hooks(
+    write_study: Callable[..., Path],
+    capture_locally: Callable[..., Run],
+    reference_of: Callable[..., Any],
+    text_folder: Path,
+    encoding: str,
+) -> None:
+    tasks = {"code": {"files": f"{text_folder}/code/*.txt"}}
+    study = write_study(tasks=tasks, reference=None)
+    run = capture_locally(study, None, f"capture.values={{encoding: {encoding}}}")
+    assert verify_store(run.store).problems == []
+    for task, reference in reference_of(run, one_by_one=False).items():
+        for site, layer in [("attn", 0), ("mlp", 1)]:
+            z = torch.cat(reference.activations[site, layer])
+            place = {"task": task, "site": site, "layer": layer}
+            found, sample, position = matrix_of(run, **place)
+            rows = run.store.sql(
+                "select value from activations where task = $task and site = $site "
+                "and layer = $layer order by sample, position, neuron",
+                place,
+            ).fetchnumpy()
+            in_order = found[np.lexsort((position, sample))]
+            np.testing.assert_array_equal(rows["value"].reshape(found.shape), in_order)
+            found = found[
+                np.concatenate([np.flatnonzero(sample == one) for one in reference.num_counted])
+            ]
+            error = run.store.sql(
+                "select neuron, max(error_bound) as error from values where task = $task "
+                "and site = $site and layer = $layer group by neuron order by neuron",
+                place,
+            ).fetchnumpy()["error"]
+            off = np.abs(found.astype(np.float64) - z.double().numpy())
+            assert (off <= error).all()
+            if encoding == "float32":
+                assert not off.any()
+            elif encoding == "float16":
+                np.testing.assert_array_equal(found, z.half().float().numpy())
+            else:
+                steps = np.abs(z.numpy()).max(0) / 127
+                assert (error <= 0.501 * steps).all()
+                assert off.max() > 0
+
+
+def test_stages_and_kernels_write_the_same_files(
+    write_study: Callable[..., Path], begin_locally: Callable[..., Run], tmp_path: Path
+) -> None:
+    study = write_study(resources={"stages": 2})
+    chosen = "capture.values={share: 0.4, sites: [mlp], tasks: [code, mixed], encoding: int8}"
+    found = []
+    for name, cut, reduction in [
+        ("whole", [range(2)], "eager"),
+        ("cut", [range(1), range(1, 2)], "eager"),
+        ("compiled", [range(1), range(1, 2)], "compiled"),
+    ]:
+        run = begin_locally(study, tmp_path / name, chosen)
+        run.record["reduction"] = reduction
+        workers = LocalWorkers(*[build_stage(spec) for spec in run.stage_specs(cut)])
+        driver.capture(run, workers, NoProgress())
+        files = run.store.files
+        paths = files.list("runs/*/value*/**/*.parquet")
+        found.append({path: files.sha256(path) for path in paths})
+    shards = [shard for shard in run.shards if shard.task in ("code", "mixed")]
+    assert len(found[0]) == len(shards) * (2 + 1) < 3 * len(run.shards)
+    assert found[0] == found[1] == found[2]
+    kept = run.store.sql(
+        "select task, sum(n), 160 from value_positions group by task order by task"
+    ).fetchall()
+    assert [row[0] for row in kept] == ["code", "mixed"]
+    assert all(0.25 < row[1] / row[2] < 0.55 for row in kept)
+    assert run.store.sql("select distinct site, layer from values order by all").fetchall() == [
+        ("mlp", 0), ("mlp", 1)
+    ]  # fmt: skip
+
+
+def test_each_position_is_drawn_for_itself() -> None:
+    sample, position = (axis.ravel() for axis in np.mgrid[:300, :400].astype(np.int32))
+    drawn = draw_positions(sample, position, seed=3, task="code", share=0.25)
+    assert abs(drawn.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(drawn))
+    # Neighbours, rows and columns are independent of one another.
+    table = drawn.reshape(300, 400)
+    for pair in (table[1:] & table[:-1], table[:, 1:] & table[:, :-1]):
+        assert abs(pair.mean() - 0.25**2) < 0.004
+    assert table.mean(0).std() < 0.035
+    assert table.mean(1).std() < 0.031
+    order = np.random.default_rng(0).permutation(len(sample))[:1000]
+    some = draw_positions(sample[order], position[order], seed=3, task="code", share=0.25)
+    np.testing.assert_array_equal(some, drawn[order])
+    for other in ({"seed": 4}, {"task": "prose"}):
+        again = draw_positions(sample, position, **{"seed": 3, "task": "code", **other}, share=0.25)
+        assert abs((again & drawn).mean() - 0.25**2) < 0.004
+
+
+def test_half_precision_that_is_too_narrow_is_refused_and_leaves_no_infinity(
+    write_study: Callable[..., Path],
+    capture_locally: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add = ValuesRecorder.add
+
+    def add_large(self: Any, batch: Any, site: Any, z: torch.Tensor) -> None:
+        z = z.clone()
+        if site.site == "mlp":
+            z[:, 5] = 65_520.0
+        add(self, batch, site, z)
+
+    monkeypatch.setattr(ValuesRecorder, "add", add_large)
+    with pytest.raises(CaptureError) as refused:
+        capture_locally(write_study(), None, "capture.values={}")
+    assert str(refused.value) == (
+        "neuron 5 of site 'mlp', layer 0, in shard 0 of task 'code' is larger than 65,504, the "
+        "largest number of capture.values.encoding: float16; set it to float32 or int8, and pass "
+        "--new-run."
+    )
