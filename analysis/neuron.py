@@ -145,7 +145,7 @@ def open_neuron(store: Store, run: str, *, site: str, layer: int, neuron: int) -
         neuron=neuron,
         width=width,
         head=None if head_dim is None else neuron // head_dim,
-        top=record["identity"]["capture"].get("top", 0),
+        top=record["capture"]["top"],
     )
 
 

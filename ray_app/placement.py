@@ -11,7 +11,7 @@ import torch
 from ray_app.capture.top import BLOCK_ROWS
 from ray_app.facts import ModelFacts
 from ray_app.models.sites import SiteLocation
-from ray_app.study import Study
+from ray_app.study import CaptureSettings, Study, ValuesSettings
 from storage import ActlakeError
 
 __all__ = [
@@ -197,8 +197,11 @@ def stage_bytes(
         shortest = model.architecture.num_probed if _reads_images(model) else _SHORT
         shard_samples = study.capture.shard_tokens // shortest + 1
     total += num_neurons * shard_samples * len(study.capture.pooled) * _POOLED_BYTES
-    total += num_pairs(study, sites) * _PAIR_BYTES
+    total += num_pairs(study.capture, sites) * _PAIR_BYTES
     values = study.capture.values
+    if values is None and study.capture.budget_gb is not None:
+        # How much of them fits into the budget is known once samples are drawn.
+        values = ValuesSettings()
     if values is not None:
         kept = sum(site.width for site in sites if values.keeps(site.site, site.layer))
         # A shard is closed by the sample that fills it.
@@ -207,9 +210,9 @@ def stage_bytes(
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
 
 
-def num_pairs(study: Study, sites: Sequence[SiteLocation]) -> int:
+def num_pairs(capture: CaptureSettings, sites: Sequence[SiteLocation]) -> int:
     """Pairs of neurons that are counted at some sites, in both orders."""
-    chosen = study.capture.coactivation
+    chosen = capture.coactivation
     return sum(site.width**2 for site in sites if chosen is not None and chosen.holds(site))
 
 

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import psutil
@@ -14,9 +13,10 @@ import pyarrow.compute as pc
 from ray_app.capture.shards import PlannedShard
 from ray_app.encoders import open_encoder
 from ray_app.facts import ModelFacts, inspect_model
-from ray_app.placement import PlanError, gib, local_nodes, num_pairs, stage_bytes, stage_ranges
+from ray_app.kept import Kept, Work, kept_things, within_budget
+from ray_app.placement import PlanError, gib, local_nodes, stage_bytes, stage_ranges
 from ray_app.sampling import TaskDraw, draw_task, open_all_documents
-from ray_app.study import Study, StudyError
+from ray_app.study import CaptureSettings, Study, StudyError
 from storage import SCHEMA_VERSION, FileRecord
 
 __all__ = [
@@ -31,33 +31,13 @@ __all__ = [
     "make_plan",
 ]
 
-# Parquet bytes per row after zstd, rounded up by a fifth: statistics of SmolLM2 took 50, its
-# top activations 6 each.
-_STATS_ROW_BYTES = 60
-_POOLED_BYTES = 4
-"""Of each pooled value; float32 hardly compresses."""
-_PAIR_BYTES = 12
-"""Of each pair of neurons; products hardly compress, counts do."""
-_TOP_BYTES = 7
-"""Of each activation kept as one of the highest or lowest, with its sample and position."""
-_VALUE_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 0.8}
-"""Of each raw value by its encoding; SmolLM2 took 3.4, 1.8 and 0.6."""
-_PLACE_BYTES = 3
-"""Of each position whose values are kept: its sample and position."""
-_TOKEN_BYTES = 13
-_SAMPLE_TOKEN_BYTES = 7
-_FILE_BYTES = 5_000
-"""Of each file: names of columns, bounds of row groups, checksums."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """What carrying out a plan takes."""
 
-    num_files: int
-    """Files in the store."""
-    num_bytes: int
-    """Bytes on disk, estimated."""
+    kept: tuple[Kept, ...]
+    """What is written, thing by thing."""
     stage_bytes: tuple[int, ...]
     """Memory of each stage of one replica, estimated."""
     replicas: int
@@ -66,6 +46,16 @@ class Costs:
     """Free bytes where the store is or will be; None on an object store, which has no bound."""
     available_memory: int
     """Memory that this machine can give now."""
+
+    @property
+    def num_files(self) -> int:
+        """Files in the store."""
+        return sum(thing.num_files for thing in self.kept)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk, estimated."""
+        return sum(thing.num_bytes for thing in self.kept)
 
     @property
     def actor_bytes(self) -> int:
@@ -104,54 +94,46 @@ class Plan:
                     f"those it has are {found}"
                 )
 
-    def _values(self) -> tuple[int, float]:
-        """Files and bytes of raw values."""
-        values = self.study.capture.values
-        if values is None:
-            return 0, 0.0
-        widths = [s.width for s in self.model.sites if values.keeps(s.site, s.layer)]
-        shards = [shard for shard in self.shards if values.keeps_task(shard.task)]
-        positions = sum(shard.num_counted for shard in shards) * values.share
-        num_bytes = sum(widths) * positions * _VALUE_BYTES[values.encoding]
-        return len(shards) * (1 + len(widths)), num_bytes + positions * _PLACE_BYTES
+    def kept(self) -> CaptureSettings:
+        """What the run keeps: what the study asks for, as far as its budget holds it.
+
+        Raises:
+            PlanError: if the budget is too small for what must fit.
+        """
+        return within_budget(self.study.capture, self._work())
 
     def costs(self, free_bytes: int | None) -> Costs:
         """Estimate what the plan takes, and what there is of it.
 
         Args:
             free_bytes: what the store can still hold; None if it has no bound.
+
+        Raises:
+            PlanError: as `kept`.
         """
-        tokens = sum(draw.num_tokens for draw in self.tasks.values())
-        image_bytes = sum(draw.num_image_bytes for draw in self.tasks.values())
-        pooled = len(self.study.capture.pooled)
-        pairs = num_pairs(self.study, self.model.sites)
-        neurons = self.model.num_neurons
-        samples = [shard.num_samples for shard in self.shards]
-        cut = stage_ranges(self.study, self.model, local_nodes())
-        top = self.study.capture.top
-        num_files = (3 + len(cut) * (1 + bool(pooled) + bool(pairs) + bool(top))) * len(
-            self.shards
-        ) + 2
-        value_files, value_bytes = self._values()
-        num_files += value_files
+        study = self.study.model_copy(update={"capture": self.kept()})
+        samples = max((shard.num_samples for shard in self.shards), default=0)
         return Costs(
-            num_files=num_files,
-            num_bytes=ceil(value_bytes)
-            + len(self.shards) * neurons * _STATS_ROW_BYTES
-            + sum(samples) * neurons * pooled * _POOLED_BYTES
-            + len(self.shards) * pairs * _PAIR_BYTES
-            + len(self.shards) * neurons * 2 * top * _TOP_BYTES
-            + tokens * (_TOKEN_BYTES + _SAMPLE_TOKEN_BYTES)
-            + image_bytes
-            + num_files * _FILE_BYTES,
+            kept=tuple(kept_things(study.capture, self._work())),
             stage_bytes=tuple(
-                stage_bytes(self.study, self.model, layers, shard_samples=max(samples, default=0))
-                for layers in cut
+                stage_bytes(study, self.model, layers, shard_samples=samples)
+                for layers in self._cut()
             ),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
         )
+
+    def _work(self) -> Work:
+        return Work(
+            model=self.model,
+            shards=self.shards,
+            num_image_bytes=sum(draw.num_image_bytes for draw in self.tasks.values()),
+            num_stages=len(self._cut()),
+        )
+
+    def _cut(self) -> tuple[range, ...]:
+        return stage_ranges(self.study, self.model, local_nodes())
 
 
 def make_plan(

@@ -74,7 +74,7 @@ class Run:
                 threads=self.record["threads"],
                 reduction=self.record["reduction"],
                 seed=self.record["identity"]["seed"],
-                capture=CaptureSettings.model_validate(self.record["identity"]["capture"]),
+                capture=CaptureSettings.model_validate(self.record["capture"]),
             )
             for index, layers in enumerate(cut)
         ]
@@ -203,6 +203,7 @@ def _record(plan: Plan, run: str, identity: dict[str, Any]) -> dict[str, Any]:
         "study": study.name,
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         "identity": identity,
+        "capture": plan.kept().model_dump(mode="json"),
         "reference": study.reference,
         "model": {
             "source": study.model.source,

@@ -257,7 +257,9 @@ class CaptureSettings(_Settings):
     """What to read from the model, over how much text, cut how."""
 
     sites: list[Site] = Field(
-        default_factory=lambda: list(get_args(Site)), min_length=1, description="Sites to capture."
+        default_factory=lambda: sorted(get_args(Site)),
+        min_length=1,
+        description="Sites to capture.",
     )
     layers: Annotated[list[int], Field(min_length=1)] | Literal["all"] = Field(
         "all", description="Layers to capture: 'all' or a list of layer numbers from 0."
@@ -337,6 +339,13 @@ class CaptureSettings(_Settings):
         None,
         description="Also keep raw activations, neuron by neuron: {} keeps all of them, at two "
         "bytes each.",
+    )
+    budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Most gigabytes (10^9 bytes) that the run may take on disk. Inputs, "
+        "statistics, pooled values and pairs of neurons must fit; of the rest, top activations are "
+        "kept first, then as large a share of the raw values as fits, then all their digits.",
     )
     batch_tokens: int = Field(
         1024, ge=1, description="Most tokens of one batch, padding included (a sample is not cut)."

@@ -105,7 +105,7 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
-            "identity": {"capture": {"top": "integer"}},
+            "capture": {"top": "integer"},
             "model": {
                 "source": "varchar",
                 "init": "varchar",

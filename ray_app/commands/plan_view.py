@@ -32,6 +32,11 @@ def plan_lines(made: Plan, costs: Costs, width: int) -> Iterator[str]:
     )
     free = "no bound there" if costs.free_disk is None else f"{gib(costs.free_disk)} are free"
     yield f"store   {costs.num_files:,} files, about {gib(costs.num_bytes)}; {free}"
+    for index, thing in enumerate(costs.kept):
+        yield f"{'' if index else 'keeps':8}{gib(thing.num_bytes):>11}  {thing.name}"
+    if (budget := made.study.capture.budget_gb) is not None:
+        most = sum(thing.most_bytes for thing in costs.kept)
+        yield f"budget  {most / 1e9:,.3g} GB at the very most, of {budget:g} GB"
     yield (
         f"memory  {costs.replicas} replica(s) of {len(costs.stage_bytes)} stage(s) of at most "
         f"{gib(costs.actor_bytes)}; {gib(costs.available_memory)} are available"

@@ -36,7 +36,7 @@ select
     r.model.architecture as architecture,
     r.model.num_layers as num_layers,
     r.model.num_neurons as num_neurons,
-    coalesce(r.identity.capture.top, 0) as top,
+    coalesce(r.capture.top, 0) as top,
     r.reference,
     len(r.shards) as num_shards,
     coalesce(c.shards, 0) as num_committed,

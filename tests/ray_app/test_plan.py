@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from ray_app.kept import Kept
 from ray_app.models.errors import ModelError
 from ray_app.plan import Costs, Plan, PlanError, check_fits, identity_of, inspect_model, make_plan
 from ray_app.study import Study, StudyError, load_study
@@ -134,7 +135,8 @@ def test_the_estimate_covers_what_a_capture_writes(
 def costs() -> Costs:
     """Costs that fit."""
     return Costs(
-        num_files=10, num_bytes=GIB, stage_bytes=(GIB, 2 * GIB), replicas=2, free_disk=GIB,
+        kept=(Kept(name="statistics", num_files=10, num_bytes=GIB, most_bytes=2 * GIB),),
+        stage_bytes=(GIB, 2 * GIB), replicas=2, free_disk=GIB,
         available_memory=6 * GIB,
     )  # fmt: skip
 
