@@ -141,7 +141,8 @@ def test_peaks_are_the_centres_of_the_fullest_bins() -> None:
     for neuron in (0, 3):
         column = z[:, neuron].astype(np.float64)
         expected, edges = np.histogram(column, NUM_BINS, (column.min(), column.max()))
-        assert np.abs(expected - counts[neuron]).sum() <= 2, "a value on an edge may fall either way"
+        # A value on an edge may fall either way.
+        assert np.abs(expected - counts[neuron]).sum() <= 2
         peak = Histogram.peaks(counts, lower, upper)[neuron]
         fullest = expected.argmax()
         assert peak == pytest.approx((edges[fullest] + edges[fullest + 1]) / 2)
