@@ -1,6 +1,6 @@
 """Running many ablated models on one set of workers, and gathering what they measure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray_app.progress import Progress
 from ray_app.run import Run
 from storage.sqlfiles import load_query
 
-__all__ = ["NUM_COMMON", "Engine", "evaluation_specs"]
+__all__ = ["NUM_COMMON", "Engine", "evaluation_specs", "reference_means"]
 
 NUM_COMMON = 50
 """Tokens that uncommon accuracies leave out (Pochinkov and Schoots 2024)."""
@@ -44,7 +44,7 @@ def evaluation_specs(
     params = {"run": run.id, "task": reference, "count": NUM_COMMON}
     rows = run.store.table(load_query("ray_app", "common_tokens").text, params)
     common = tuple(rows["token_id"].to_pylist())
-    bounds = _statistics(run, reference)[1] if "peak" in kinds else {}
+    bounds = _bounds(run, reference) if "peak" in kinds else {}
     return [EvaluationSpec.of(spec, common=common, bounds=bounds) for spec in run.stage_specs(cut)]
 
 
@@ -88,7 +88,7 @@ class Engine:
         """
         replacements = None
         if kind == "mean":
-            self._means = self._means or _statistics(self._run, self._reference)[0]
+            self._means = self._means or reference_means(self._run, self._reference)
             replacements = self._means
         if kind == "peak":
             self._peaks = self._peaks or self._find_peaks()
@@ -160,7 +160,7 @@ class Engine:
             for counts in parts:
                 for key, found in counts.items():
                     total[key] = total[key] + found if key in total else found
-        bounds = _statistics(self._run, self._reference)[1]
+        bounds = _bounds(self._run, self._reference)
         return {key: Histogram.peaks(counts, *bounds[key]) for key, counts in total.items()}
 
     def _captured(self, tasks: Sequence[str], ablation: Ablation, measure: Any) -> list[Trial]:
@@ -204,14 +204,20 @@ class Engine:
         return found
 
 
-def _statistics(
-    run: Run, task: str
-) -> tuple[dict[SiteKey, np.ndarray], dict[SiteKey, tuple[np.ndarray, np.ndarray]]]:
-    """(means, (least, largest) activations) of all neurons in a task, by (site, layer)."""
+def reference_means(run: Run, task: str) -> dict[SiteKey, np.ndarray]:
+    """(width,) mean activation of each neuron in a task, by (site, layer)."""
+    return {key: np.array(row["means"]) for key, row in _statistics(run, task)}
+
+
+def _bounds(run: Run, task: str) -> dict[SiteKey, tuple[np.ndarray, np.ndarray]]:
+    """(width,) least and largest activation of each neuron in a task, by (site, layer)."""
+    return {
+        key: (np.array(row["lowest"]), np.array(row["highest"]))
+        for key, row in _statistics(run, task)
+    }
+
+
+def _statistics(run: Run, task: str) -> Iterator[tuple[SiteKey, dict[str, Any]]]:
     query = load_query("ray_app", "neuron_bounds").text
-    means, bounds = {}, {}
     for row in run.store.table(query, {"run": run.id, "task": task}).to_pylist():
-        key = row["site"], row["layer"]
-        means[key] = np.array(row["means"])
-        bounds[key] = np.array(row["lowest"]), np.array(row["highest"])
-    return means, bounds
+        yield (row["site"], row["layer"]), row

@@ -13,15 +13,17 @@ from rich.table import Table
 
 from analysis import AblationSettings, Analysis, AnalysisError, CrossSettings
 from analysis.overlap import run_parameters
+from analysis.selection import Neurons
 from analysis.settings import Kind, PruningSettings
 from ray_app.ablation.crossing import cross_evaluate
 from ray_app.ablation.curves import check_tasks, pruning_curves, rank_run
-from ray_app.ablation.engine import Engine, evaluation_specs
+from ray_app.ablation.engine import Engine, evaluation_specs, reference_means
+from ray_app.ablation.masks import Ablation
 from ray_app.ablation.samples import EvaluationSamples, evaluation_samples, study_of
 from ray_app.ablation.stage import build_evaluation
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.facts import ModelFacts, inspect_model
-from ray_app.models.export import export_model
+from ray_app.models.export import check_exportable, export_model
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
 from ray_app.progress import open_progress
@@ -71,6 +73,15 @@ class _Session:
                 specs, placement, max_deaths=max_deaths, build=build_evaluation
             ) as workers:
                 yield Engine(workers, self.run, samples, reference, open_progress)
+
+    def ablation(self, kind: Kind, neurons: Neurons, reference: str) -> Ablation:
+        """An ablation with the values of a reference; only peaks need the model to run."""
+        if kind == "peak":
+            nothing = EvaluationSamples(analysis="", shards={}, notes=())
+            with self.engine(nothing, reference=reference, kinds=[kind]) as engine:
+                return engine.ablation(kind, neurons)
+        means = reference_means(self.run, reference) if kind == "mean" else None
+        return Ablation.of(kind, neurons, replacements=means)
 
 
 def ablate(
@@ -160,16 +171,17 @@ def prune(
     parameters = run_parameters(session.run.record, settings, reference)
     check_tasks(session.run, settings, parameters["reference"])
     neurons = rank_run(session.run, parameters)[task].top(fraction)
-    values = {}
-    if settings.kind != "zero":
-        nothing = EvaluationSamples(analysis="", shards={}, notes=())
-        with session.engine(
-            nothing, reference=parameters["reference"], kinds=[settings.kind]
-        ) as engine:
-            values = dict(engine.ablation(settings.kind, neurons).values)
-    export_model(
-        session.study.model, session.model.files, session.model.sites, neurons, values, out
+    model = session.model
+    check_exportable(
+        session.study.model,
+        model.sites,
+        model.architecture.skeleton(),
+        neurons,
+        has_values=settings.kind != "zero",
+        out=out,
     )
+    values = session.ablation(settings.kind, neurons, parameters["reference"]).values
+    export_model(session.study.model, model.files, model.sites, neurons, values, out)
     click.echo(f"{out}: {sum(map(len, neurons.values())):,} neurons removed", err=True)
 
 

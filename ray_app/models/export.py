@@ -20,25 +20,28 @@ from ray_app.models.sites import SiteLocation
 from ray_app.models.timm_models import timm_name
 from ray_app.study import ModelSettings
 
-__all__ = ["delete_neurons", "export_model"]
+__all__ = ["check_exportable", "delete_neurons", "export_model"]
+
+Neurons = Mapping[tuple[str, int], np.ndarray]
 
 
-def export_model(
+def check_exportable(
     settings: ModelSettings,
-    files: ModelFiles,
     sites: Sequence[SiteLocation],
-    neurons: Mapping[tuple[str, int], np.ndarray],
-    values: Mapping[tuple[str, int], np.ndarray],
+    skeleton: nn.Module,
+    neurons: Neurons,
+    *,
+    has_values: bool,
     out: Path,
 ) -> None:
-    """Write a model with neurons deleted, in the folder form that it is loaded from.
+    """Refuse what cannot be exported, before weights are read.
 
     Args:
         settings: which model.
-        files: from `locate_model`.
         sites: where its neurons are.
+        skeleton: its modules (`Architecture.skeleton`).
         neurons: the neurons to delete, by (site, layer).
-        values: what the deleted ones are taken to be, in the same order; zero where not given.
+        has_values: whether they are to be replaced with other constants than zero.
         out: folder to make.
 
     Raises:
@@ -53,14 +56,42 @@ def export_model(
             "weights that stand for its neurons are rounded together: capture it with "
             "model.quantization: none."
         )
+    for site in sites:
+        touched = has_values and (site.site, site.layer) in neurons
+        if touched and getattr(skeleton.get_submodule(site.module), "bias", None) is None:
+            raise ModelError(
+                f"only --kind zero can be exported of this model: {site.module} has no bias that "
+                "could hold what the removed neurons are replaced with."
+            )
+
+
+def export_model(
+    settings: ModelSettings,
+    files: ModelFiles,
+    sites: Sequence[SiteLocation],
+    neurons: Neurons,
+    values: Neurons,
+    out: Path,
+) -> None:
+    """Write a model with neurons deleted, in the folder form that it is loaded from.
+
+    Args:
+        settings: which model.
+        files: from `locate_model`.
+        sites: where its neurons are.
+        neurons: the neurons to delete, by (site, layer).
+        values: what the deleted ones are taken to be, in the same order; zero where not given.
+        out: folder to make.
+
+    Raises:
+        ModelError: if the model cannot be loaded, or the folder not be written.
+    """
     stage = load_stage(settings, files)
     model: Any = stage.model
     for site in sites:
         key = site.site, site.layer
         if key in neurons:
-            module = model.get_submodule(site.module)
-            _check_bias(site, module, key in values)
-            delete_neurons(module, neurons[key], values.get(key))
+            delete_neurons(model.get_submodule(site.module), neurons[key], values.get(key))
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -92,14 +123,6 @@ def delete_neurons(module: nn.Module, neurons: np.ndarray, values: np.ndarray | 
             constant = columns[:, chosen].double() @ torch.from_numpy(values).double()
             bias += constant.to(bias.dtype)
         columns[:, chosen] = 0
-
-
-def _check_bias(site: SiteLocation, module: nn.Module, needs_bias: bool) -> None:
-    if needs_bias and getattr(module, "bias", None) is None:
-        raise ModelError(
-            f"only --kind zero can be exported of this model: {site.module} has no bias that could "
-            "hold what the removed neurons are replaced with."
-        )
 
 
 def _save(stage: StageModel, settings: ModelSettings, files: ModelFiles, folder: Path) -> None:

@@ -17,6 +17,7 @@ from ray_app.ablation.crossing import cross_evaluate
 from ray_app.ablation.curves import pruning_curves, rank_run
 from ray_app.ablation.masks import UNPRUNED, Ablation
 from ray_app.commands import ablation as commands
+from ray_app.models.errors import ModelError
 from ray_app.run import Run
 from ray_app.study import StudyError
 
@@ -222,5 +223,13 @@ def test_an_exported_checkpoint_scores_the_same_in_plain_transformers(
     assert len(losses) == expected["n"]
     assert np.mean(losses) == pytest.approx(expected["loss"], rel=1e-6)
     assert transformers.AutoTokenizer.from_pretrained(out).encode("a0 b1") == [2, 11]
-    with pytest.raises(commands.AnalysisError, match="kind must be zero, mean or peak"):
+    with pytest.raises(AnalysisError, match="kind must be zero, mean or peak"):
         commands.prune(root, None, **export, options={"kind": "resample"})
+    with pytest.raises(ModelError, match="--out must not exist yet"):
+        commands.prune(root, None, **export, options={})
+    with pytest.raises(ModelError, match=r"only --kind zero .* o_proj has no bias"):
+        commands.prune(root, None, **export | {"out": tmp_path / "mean"}, options={"kind": "mean"})
+    with pytest.raises(AnalysisError, match=r"target must be less than 1.*, found 1\.2"):
+        commands.crosseval(
+            root, None, study=None, tokens=None, reference=None, options={"target": 1.2}
+        )
