@@ -8,6 +8,7 @@ interval of the paired t-test. Differences are always paired: the same samples w
 models.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ _SUMS = ("n", "loss", "top1", "top10", "n_uncommon", "top1_uncommon", "top10_unc
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95 % interval; bounds are None where one sample cannot give them."""
+    """An estimate with its 95 % interval; bounds are None where one sample cannot give them.
+
+    The value is NaN, and null in tables, where there is nothing to estimate it from.
+    """
 
     value: float
     lower: float | None
@@ -32,7 +36,8 @@ class Interval:
 
     def columns(self, name: str) -> dict[str, float | None]:
         """As columns ``name``, ``name_lower`` and ``name_upper``."""
-        return {name: self.value, f"{name}_lower": self.lower, f"{name}_upper": self.upper}
+        value = None if math.isnan(self.value) else self.value
+        return {name: value, f"{name}_lower": self.lower, f"{name}_upper": self.upper}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +187,7 @@ def _mean(sums: np.ndarray, per: np.ndarray) -> Interval:
     """sum(sums) / sum(per), with the interval of a ratio of sums over samples."""
     total = float(per.sum())
     if total == 0:
-        return Interval(float("nan"), None, None)
+        return Interval(math.nan, None, None)
     value = float(sums.sum()) / total
     if len(per) < 2:
         return Interval(value, None, None)

@@ -452,7 +452,9 @@ _CONTROL = _column(
 )
 _SITES = _column("sites", pa.string(), "sites that neurons are removed at, joined by '+'")
 _EVALUATED = _column("evaluated", pa.string(), "the task that is evaluated")
-_MEASURE = _column("measure", pa.string(), "column of evaluations that is compared")
+_MEASURE = _column(
+    "measure", pa.string(), "loss, top1, top10, top1_uncommon or top10_uncommon, as in evaluations"
+)
 
 
 def _estimate(name: str, doc: str) -> tuple[pa.Field, pa.Field, pa.Field]:
@@ -510,10 +512,10 @@ _ABLATION_TABLES = (
                 _LABEL,
                 _LABEL_ID,
                 _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
-                _column("loss", pa.float64(), "mean -ln P(what is right), in nats"),
-                _column("perplexity", pa.float64(), "exp(loss)"),
-                _column("top1", pa.float64(), "share that was the most probable one"),
-                _column("top10", pa.float64(), "share that was among the ten most probable"),
+                _column("mean_loss", pa.float64(), "mean -ln P(what is right), in nats"),
+                _column("perplexity", pa.float64(), "exp(mean_loss)"),
+                _column("top1_share", pa.float64(), "share that was the most probable one"),
+                _column("top10_share", pa.float64(), "share that was among the ten most probable"),
                 _column(
                     "n_uncommon",
                     pa.int64(),
@@ -521,13 +523,19 @@ _ABLATION_TABLES = (
                     "reference had most often as tokens to predict; 0 for images",
                 ),
                 _column(
-                    "top1_uncommon", pa.float64(), "top1 over those; null if none", nullable=True
+                    "top1_uncommon",
+                    pa.float64(),
+                    "top1_share over those; null if none",
+                    nullable=True,
                 ),
                 _column(
-                    "top10_uncommon", pa.float64(), "top10 over those; null if none", nullable=True
+                    "top10_uncommon",
+                    pa.float64(),
+                    "top10_share over those; null if none",
+                    nullable=True,
                 ),
-                *_estimate("loss_change", "loss - loss of the unpruned model on the same samples"),
-                *_estimate("top1_change", "top1 - top1 of the unpruned model on the same samples"),
+                *_estimate("loss_change", "mean_loss - that of the unpruned model, same samples"),
+                *_estimate("top1_change", "top1_share - that of the unpruned model, same samples"),
             ]
         ),
     ),
@@ -627,11 +635,15 @@ _ABLATION_TABLES = (
                 _column("num_removed", pa.int64(), "number of removed neurons"),
                 _EVALUATED,
                 _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
-                _column("top1_unpruned", pa.float64(), "top1 of the unpruned model"),
-                _column("top1", pa.float64(), "top1 of the pruned model"),
-                *_estimate("ratio", "top1 / top1_unpruned; null if that is 0"),
+                _column(
+                    "top1_unpruned",
+                    pa.float64(),
+                    "share of right predictions of the unpruned model",
+                ),
+                _column("top1_pruned", pa.float64(), "top1_share of the pruned model"),
+                *_estimate("ratio", "top1_pruned / top1_unpruned; null if that is 0"),
                 _column("loss_unpruned", pa.float64(), "mean loss of the unpruned model, in nats"),
-                _column("loss", pa.float64(), "mean loss of the pruned model, in nats"),
+                _column("loss_pruned", pa.float64(), "mean loss of the pruned model, in nats"),
             ]
         ),
     ),

@@ -181,10 +181,10 @@ def _rows(
                 "evaluated": task,
                 "n": after["n"],
                 "top1_unpruned": before["top1"],
-                "top1": after["top1"],
+                "top1_pruned": after["top1"],
                 **ratio(unpruned[task], scores, "top1").columns("ratio"),
                 "loss_unpruned": before["loss"],
-                "loss": after["loss"],
+                "loss_pruned": after["loss"],
             }
         )
     return rows

@@ -279,8 +279,11 @@ class _Curves:
 
 
 def _measured(before: SampleScores, after: SampleScores) -> dict[str, Any]:
+    found = means(after)
+    # Tables of single predictions have columns of these names, of other types.
+    renamed = {"loss": "mean_loss", "top1": "top1_share", "top10": "top10_share"}
     return {
-        **means(after),
+        **{renamed.get(name, name): value for name, value in found.items()},
         **change(before, after, "loss").columns("loss_change"),
         **change(before, after, "top1").columns("top1_change"),
     }

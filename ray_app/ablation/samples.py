@@ -22,7 +22,7 @@ from ray_app.study import CaptureSettings, Study, StudyError, TaskSettings, load
 from storage import TABLES, FileRecord
 from storage.sqlfiles import load_query
 
-__all__ = ["EvaluationSamples", "evaluation_samples", "study_of"]
+__all__ = ["EvaluationSamples", "evaluation_samples", "study_of", "with_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,17 @@ def study_of(run: Run, path: Any = None) -> Study:
             **more,
         }
     )
+
+
+def with_tokens(study: Study, tokens: int) -> Study:
+    """The study with so many counted tokens to evaluate each task on, whatever it says itself."""
+    tasks = {
+        name: task.model_copy(
+            update={"evaluation": study.evaluation_of(name).model_copy(update={"tokens": tokens})}
+        )
+        for name, task in study.tasks.items()
+    }
+    return study.model_copy(update={"tasks": tasks})
 
 
 def evaluation_samples(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 import torch
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,12 @@ from ray_app.ablation.crossing import cross_evaluate
 from ray_app.ablation.curves import check_tasks, pruning_curves, rank_run
 from ray_app.ablation.engine import Engine, evaluation_specs, reference_means
 from ray_app.ablation.masks import Ablation
-from ray_app.ablation.samples import EvaluationSamples, evaluation_samples, study_of
+from ray_app.ablation.samples import (
+    EvaluationSamples,
+    evaluation_samples,
+    study_of,
+    with_tokens,
+)
 from ray_app.ablation.stage import build_evaluation
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.facts import ModelFacts, inspect_model
@@ -48,8 +54,7 @@ class _Session:
         self.run: Run = load_run(store, run)
         self.study: Study = study_of(self.run, study)
         if tokens is not None:
-            asked = self.study.evaluation.model_copy(update={"tokens": tokens})
-            self.study = self.study.model_copy(update={"evaluation": asked})
+            self.study = with_tokens(self.study, tokens)
         self.model: ModelFacts = inspect_model(self.study)
 
     def samples(self) -> EvaluationSamples:
@@ -205,8 +210,8 @@ def _say_made(made: Analysis) -> None:
 
 def _effects(store: Store, analysis: str) -> Table:
     query = load_query("analysis", "own_effects").text
-    table = Table(title="Loss of a task without its own neurons, and without random ones (nats)")
-    for name in ("task", "kind", "fraction", "unpruned", "own", "random", "excess", "95 %"):
+    table = _table("Loss (nats) of a task, and what it rises by without neurons: own, random")
+    for name in ("task", "kind", "top", "loss", "own", "random", "excess", "95 %"):
         left = name in ("task", "kind")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in store.table(query, {"analysis": analysis}).to_pylist():
@@ -217,7 +222,7 @@ def _effects(store: Store, analysis: str) -> Table:
         table.add_row(
             row["task"],
             row["kind"],
-            f"{row['fraction']:g}",
+            f"{row['fraction']:.3g}",
             f"{row['unpruned']:.3f}",
             *numbers,
             interval,
@@ -229,7 +234,7 @@ def _matrix(store: Store, analysis: str) -> Table:
     query = load_query("analysis", "cross_matrix").text
     rows = store.table(query, {"analysis": analysis}).to_pylist()
     evaluated = list(dict.fromkeys(row["evaluated"] for row in rows))
-    table = Table(title="Top-1 that is left of each task (columns), pruned for one (rows), in %")
+    table = _table("Top-1 that is left of each task (columns), pruned for one (rows), in %")
     table.add_column("pruned for", no_wrap=True)
     for name in ("fraction", *evaluated):
         table.add_column(name, justify="right")
@@ -239,3 +244,14 @@ def _matrix(store: Store, analysis: str) -> Table:
         cells = ("-" if share is None else f"{100 * share:.0f}" for share in shares)
         table.add_row(task, f"{own[task]['fraction']:.4f}", *cells)
     return table
+
+
+def _table(title: str) -> Table:
+    # Eight columns fit 80 characters only if they stand close together.
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )

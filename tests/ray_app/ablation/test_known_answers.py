@@ -60,16 +60,19 @@ def test_selection_finds_the_carriers_and_their_removal_kills_their_task_alone(
     ).to_pylist()
     unpruned = {row["evaluated"]: row for row in rows if row["task"] is None}
     # <s> precedes nothing here, so every counted prediction follows a token of a cycle.
-    assert {task: row["top1"] for task, row in unpruned.items()} == dict.fromkeys("ab", 1) | {
+    assert {task: row["top1_share"] for task, row in unpruned.items()} == dict.fromkeys("ab", 1) | {
         "both": 1
     }
     for row in rows:
         if row["task"] is None or row["fraction"] != FRACTION or row["kind"] == "resample":
             continue
         if row["evaluated"] == row["task"]:
-            assert row["top1"] == 0, row
+            assert row["top1_share"] == 0, row
         elif row["evaluated"] != "both":
-            same = {name: row[name] for name in ("n", "loss", "top1", "top10", "loss_change")}
+            same = {
+                name: row[name]
+                for name in ("n", "mean_loss", "top1_share", "top10_share", "loss_change")
+            }
             assert row["kind"] != "zero" or same == {
                 name: unpruned[row["evaluated"]][name] for name in same
             }
@@ -101,9 +104,9 @@ def test_iterative_selection_keeps_what_it_removed_and_goes_on_from_the_ablated_
     )
     pruning_curves(known_run, samples, settings, open_engine(known_run, samples))
     rows = known_run.store.table(
-        "select top1 from evaluations where task = 'a' and evaluated = 'a' order by fraction"
+        "select top1_share from evaluations where task = 'a' and evaluated = 'a' order by fraction"
     ).to_pylist()
-    assert [row["top1"] for row in rows] == [0.5, 0]
+    assert [row["top1_share"] for row in rows] == [0.5, 0]
 
 
 def test_stages_compute_what_the_whole_model_does_and_controls_match_by_layer(
@@ -221,13 +224,13 @@ def test_an_exported_checkpoint_scores_the_same_in_plain_transformers(
         losses += cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
     expected = one(known_run, "from evaluations where task = 'a' and evaluated = 'a'")
     assert len(losses) == expected["n"]
-    assert np.mean(losses) == pytest.approx(expected["loss"], rel=1e-6)
+    assert np.mean(losses) == pytest.approx(expected["mean_loss"], rel=1e-6)
     assert transformers.AutoTokenizer.from_pretrained(out).encode("a0 b1") == [2, 11]
     with pytest.raises(AnalysisError, match="kind must be zero, mean or peak"):
         commands.prune(root, None, **export, options={"kind": "resample"})
     with pytest.raises(ModelError, match="--out must not exist yet"):
         commands.prune(root, None, **export, options={})
-    with pytest.raises(ModelError, match=r"only --kind zero .* o_proj has no bias"):
+    with pytest.raises(ModelError, match=r"only --kind zero .*o_proj has no bias"):
         commands.prune(root, None, **export | {"out": tmp_path / "mean"}, options={"kind": "mean"})
     with pytest.raises(AnalysisError, match=r"target must be less than 1.*, found 1\.2"):
         commands.crosseval(
