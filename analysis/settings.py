@@ -135,11 +135,7 @@ class CrossSettings(PruningSettings):
 
     kind: Kind = Field("zero", description="What takes the place of a removed neuron's activation.")
     target: float = Field(
-        0.8,
-        gt=0,
-        lt=1,
-        description="Share of its unpruned top-1 accuracy that the task is to fall to; a target "
-        "above the unpruned accuracy cannot be reached.",
+        0.8, description="Share of its unpruned top-1 accuracy that the task is to fall to."
     )
     tolerance: float = Field(0.02, gt=0, description="How far below the target top-1 may end.")
     upper: float = Field(
@@ -148,3 +144,13 @@ class CrossSettings(PruningSettings):
         le=1,
         description="Fraction that the search begins with; all neurons if it removes too few.",
     )
+
+    @field_validator("target")
+    @classmethod
+    def _below_unpruned(cls, value: float) -> float:
+        if not 0 < value < 1:
+            raise ValueError(
+                "target must be in (0, 1), as a share of the unpruned accuracy, which pruning has "
+                f"to fall below, found {value}"
+            )
+        return value
