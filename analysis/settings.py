@@ -142,7 +142,7 @@ class CrossSettings(PruningSettings):
         0.128,
         gt=0,
         le=1,
-        description="Fraction that the search begins with; all neurons if it removes too few.",
+        description="Fraction that the search begins with; doubled while it removes too few.",
     )
 
     @field_validator("target")

@@ -631,6 +631,12 @@ _ABLATION_TABLES = (
                 _SITES,
                 _WITHIN,
                 _column("target", pa.float64(), "share of its top-1 that the task was to fall to"),
+                _column(
+                    "reached",
+                    pa.bool_(),
+                    "whether it did; if not, all neurons are removed, and no fraction that was "
+                    "tried did it either",
+                ),
                 _column("fraction", pa.float64(), "share of the neurons that this took"),
                 _column("num_removed", pa.int64(), "number of removed neurons"),
                 _EVALUATED,

@@ -5,6 +5,7 @@
 select
     task,
     evaluated,
+    reached,
     fraction,
     ratio
 from cross_evaluations

@@ -40,7 +40,7 @@ def cross_evaluate(
     Arguments and errors as of `pruning_curves`, and:
 
     Raises:
-        AnalysisError: if a task is never predicted right, or cannot be made to fall to the target.
+        AnalysisError: if a task is never predicted right.
     """
     parameters = run_parameters(run.record, settings, reference)
     parameters["tasks"] = check_tasks(run, settings, parameters["reference"])
@@ -67,7 +67,11 @@ def cross_evaluate(
 
 @dataclass(slots=True)
 class _Search:
-    """Bisection over the fraction; removing `upper` leaves less than the target, `lower` more."""
+    """Bisection over the fraction; removing `upper` leaves less than the target, `lower` more.
+
+    Until some fraction leaves less, the fraction is doubled: without most neurons a model may say
+    the same of everything, and be right about this task, so that removing all of them is no bound.
+    """
 
     task: str
     ranking: Ranking
@@ -80,29 +84,23 @@ class _Search:
     lower: float = 0.0
     upper: float | None = None
     found: Ablation | None = None
-    """The ablation of `upper`."""
+    """The ablation of `upper`; of all neurons, if no tried fraction reached the target."""
     is_done: bool = False
 
     def tell(self, top1: float, ablation: Ablation) -> None:
-        """Take in what the tried fraction left.
-
-        Raises:
-            AnalysisError: if even the removal of all neurons leaves more than the target.
-        """
+        """Take in what the tried fraction left."""
         if top1 <= self.target:
             self.upper, self.found = self.trial, ablation
             self.is_done = top1 >= self.target - self.within
         elif self.trial == 1:
-            raise AnalysisError(
-                f"the top-1 accuracy of task {self.task!r} must fall to {self.target:.3f}, and "
-                f"is {top1:.3f} without all neurons of the sites: choose a target above it, or "
-                "more sites."
-            )
+            self.found, self.is_done = ablation, True
         else:
             self.lower = self.trial
+        if self.is_done:
+            return
         if self.upper is None:
-            self.trial = 1.0
-        elif not self.is_done:
+            self.trial = min(1.0, 2 * self.trial)
+        else:
             self.is_done = not self._halve(self.upper)
 
     def _halve(self, upper: float) -> bool:
@@ -176,7 +174,8 @@ def _rows(
                 "sites": "+".join(parameters["sites"]),
                 "within": parameters["within"],
                 "target": parameters["target"],
-                "fraction": search.upper,
+                "reached": search.upper is not None,
+                "fraction": search.upper or 1.0,
                 "num_removed": 0 if search.found is None else search.found.num_removed,
                 "evaluated": task,
                 "n": after["n"],

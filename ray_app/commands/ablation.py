@@ -242,7 +242,8 @@ def _matrix(store: Store, analysis: str) -> Table:
         own = {row["evaluated"]: row for row in rows if row["task"] == task}
         shares = (own[name]["ratio"] for name in evaluated)
         cells = ("-" if share is None else f"{100 * share:.0f}" for share in shares)
-        table.add_row(task, f"{own[task]['fraction']:.4f}", *cells)
+        fraction = f"{own[task]['fraction']:.4f}" if own[task]["reached"] else "not reached"
+        table.add_row(task, fraction, *cells)
     return table
 
 
