@@ -69,8 +69,8 @@ def cross_evaluate(
 class _Search:
     """Bisection over the fraction; removing `upper` leaves less than the target, `lower` more.
 
-    Until some fraction leaves less, the fraction is doubled: without most neurons a model may say
-    the same of everything, and be right about this task, so that removing all of them is no bound.
+    Until some fraction leaves less, the fraction is doubled. That removing all neurons leaves less
+    is not certain: other sites may do without, or all is taken for this task's class.
     """
 
     task: str

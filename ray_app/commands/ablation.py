@@ -234,15 +234,15 @@ def _matrix(store: Store, analysis: str) -> Table:
     query = load_query("analysis", "cross_matrix").text
     rows = store.table(query, {"analysis": analysis}).to_pylist()
     evaluated = list(dict.fromkeys(row["evaluated"] for row in rows))
-    table = _table("Top-1 that is left of each task (columns), pruned for one (rows), in %")
+    table = _table("% left of each task by top-1, pruned for one (rows); -: target not reached")
     table.add_column("pruned for", no_wrap=True)
     for name in ("fraction", *evaluated):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for task in dict.fromkeys(row["task"] for row in rows):
         own = {row["evaluated"]: row for row in rows if row["task"] == task}
         shares = (own[name]["ratio"] for name in evaluated)
         cells = ("-" if share is None else f"{100 * share:.0f}" for share in shares)
-        fraction = f"{own[task]['fraction']:.4f}" if own[task]["reached"] else "not reached"
+        fraction = f"{own[task]['fraction']:.4f}" if own[task]["reached"] else "-"
         table.add_row(task, fraction, *cells)
     return table
 
