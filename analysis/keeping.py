@@ -1,17 +1,33 @@
 """Keeping an analysis in a store: what it was made of, its id, its tables, and its record, last."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from analysis.errors import AnalysisError
-from analysis.steps import Steps
 from storage import FileRecord, Store, layout
 from storage.files import canonical_json
 
-__all__ = ["Analysis", "committed_lineage", "keep"]
+__all__ = ["Analysis", "ComputedTables", "committed_lineage", "keep"]
+
+
+class Computed(Protocol):
+    """Where the rows of computed tables come from."""
+
+    def batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """Rows of a table, in order."""
+
+
+class ComputedTables(dict[str, pa.Table]):
+    """Computed tables by name, for analyses that are not made of SQL steps."""
+
+    def batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """Rows of a table, in order."""
+        yield from self[name].to_batches()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +47,7 @@ def keep(
     kind: str,
     key: dict[str, Any],
     tables: Sequence[str],
-    compute: Callable[[], Steps],
+    compute: Callable[[], Computed],
 ) -> Analysis:
     """Compute an analysis and keep it in the store, unless it is there already.
 
@@ -43,7 +59,7 @@ def keep(
         key: all that decides the result, JSON-ready: ``run``, ``parameters`` and ``lineage``. The
             record holds the same.
         tables: names of the tables to keep.
-        compute: runs the steps that leave ``computed_<table>`` behind for each of `tables`.
+        compute: gives the rows of each of `tables`, such as `Steps` that computed them.
 
     Raises:
         StoreError: if the store cannot be written.
@@ -55,10 +71,10 @@ def keep(
         return Analysis(
             id=analysis, files=tuple(FileRecord(**file) for file in files), is_new=False
         )
-    steps = compute()
+    computed = compute()
     folder = layout.analysis_folder(analysis)
     written = tuple(
-        store.files.put_batches(f"{folder}/{name}.parquet", name, steps.batches(name))
+        store.files.put_batches(f"{folder}/{name}.parquet", name, computed.batches(name))
         for name in tables
     )
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from analysis.errors import AnalysisError
 from analysis.keeping import Analysis, committed_lineage, keep
-from analysis.settings import AnalysisSettings, Within
+from analysis.settings import AnalysisSettings, PruningSettings, Within
 from analysis.steps import Steps
 from storage import QueryError, Store, StoreFiles
 from storage.catalog import open_connection
 
-__all__ = ["analyse_run", "overlap_of_scores", "rank", "score"]
+__all__ = ["analyse_run", "no_neuron", "overlap_of_scores", "rank", "run_parameters", "score"]
 
 _TABLES = ("importance", "scores", "selections", "overlap")
 
@@ -57,7 +57,7 @@ def analyse_run(
         AnalysisError: if the run is not complete, or a task, site or fraction does not fit it.
     """
     record = store.run_record(run)
-    parameters = _parameters(record, settings, reference)
+    parameters = run_parameters(record, settings, reference)
     lineage = committed_lineage(
         store,
         record,
@@ -125,10 +125,19 @@ def overlap_of_scores(
     return overlap
 
 
-def _parameters(
-    record: dict[str, Any], settings: AnalysisSettings, reference: str | None
+def run_parameters(
+    record: dict[str, Any], settings: AnalysisSettings | PruningSettings, reference: str | None
 ) -> dict[str, Any]:
-    """All that decides the result, with defaults filled in."""
+    """All that decides an analysis of a run, JSON-ready, with defaults filled in.
+
+    Args:
+        record: the run's record.
+        settings: what to compute.
+        reference: the task to score against; the study's own if not given.
+
+    Raises:
+        AnalysisError: if the reference or a site does not fit the run.
+    """
     chosen = reference or record["reference"]
     tasks = [task["task"] for task in record["tasks"]]
     if chosen is None:
@@ -178,14 +187,18 @@ def rank(steps: Steps, fractions: Sequence[float], within: Within) -> None:
     steps.run("quotas", {"fractions": list(fractions), "within": within})
     empty = steps.first("empty_quota")
     if empty is not None:
-        layer = "" if empty["stratum"] is None else f" of layer {empty['stratum']}"
-        smallest = Context(prec=2, rounding=ROUND_CEILING).divide(1, empty["population"])
-        raise AnalysisError(
-            f"fraction {empty['fraction']:g} selects no neuron: {empty['population']:,} neurons of "
-            f"site {empty['site']!r}{layer} can be chosen from; the smallest fraction is "
-            f"{smallest}."
-        )
+        raise no_neuron(empty["fraction"], empty["population"], empty["site"], empty["stratum"])
     steps.run("ranks", {"within": within, "rest": 1 - max(fractions)})
+
+
+def no_neuron(fraction: float, population: int, site: str, layer: int | None) -> AnalysisError:
+    """The error that says that a fraction of so many neurons is none; layer None = whole model."""
+    place = "" if layer is None else f" of layer {layer}"
+    smallest = Context(prec=2, rounding=ROUND_CEILING).divide(1, population)
+    return AnalysisError(
+        f"fraction {fraction:g} selects no neuron: {population:,} neurons of site {site!r}{place} "
+        f"can be chosen from; the smallest fraction is {smallest}."
+    )
 
 
 def _select_and_compare(steps: Steps, fractions: Sequence[float], within: Within) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,15 +34,16 @@ _SECONDS_TO_ANSWER = 30
 class StageActor:
     """A stage on a Ray worker; every call goes to the stage."""
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, build: Callable[..., Stage]) -> None:
         self._spec = spec
+        self._build = build
         self._stage: Stage | None = None
         self._metrics = _StageMetrics(spec)
 
     def load(self) -> None:
         """Build the stage, on the GPU if Ray gave this actor one."""
         quiet_transformers()
-        self._stage = build_stage(self._spec, device="cuda" if ray.get_gpu_ids() else "cpu")
+        self._stage = self._build(self._spec, device="cuda" if ray.get_gpu_ids() else "cpu")
 
     def step(self, shard: PlannedShard, index: int, hidden: Tensor | None) -> int | Tensor:
         """See `Stage.step`."""
@@ -61,12 +62,15 @@ class StageActor:
         self._loaded.drop(shard)
 
     @ray.method(concurrency_group="beside")
-    def write(self, shard: PlannedShard) -> list[FileRecord]:
+    def write(self, shard: PlannedShard) -> list[Any]:
         """See `Stage.write`."""
-        files = self._loaded.write(shard)
+        parts = self._loaded.write(shard)
         self._metrics.shards.inc()
-        self._metrics.bytes.inc(sum(file.bytes for file in files))
-        return files
+        # Stages that evaluate give measurements back and write no files.
+        num_bytes = sum(part.bytes for part in parts if isinstance(part, FileRecord))
+        if num_bytes > 0:
+            self._metrics.bytes.inc(num_bytes)
+        return parts
 
     # In a group of its own: writing to a slow store is no reason to be taken for dead.
     @ray.method(concurrency_group="answers")
@@ -150,6 +154,7 @@ def ray_workers(
     *,
     max_deaths: int,
     quarantine: Quarantine | None = None,
+    build: Callable[..., Any] = build_stage,
 ) -> Iterator[Scheduler]:
     """Pipelines of stage actors whose models are loaded; they end with the block.
 
@@ -158,6 +163,7 @@ def ray_workers(
         placement: how many pipelines, and what each stage takes.
         max_deaths: see `Scheduler`.
         quarantine: see `Scheduler`.
+        build: makes a stage of its spec and a device: what takes the calls of `Stage`.
 
     Raises:
         ActlakeError: what a stage raised, if its model cannot be loaded.
@@ -166,7 +172,7 @@ def ray_workers(
     pipelines: list[_RayPipeline] = []
     try:
         for _ in range(placement.replicas):
-            pipelines.append(_RayPipeline(specs, placement))
+            pipelines.append(_RayPipeline(specs, placement, build))
         calls = _RayCalls()
         _load_all(pipelines, calls, max_deaths)
         yield Scheduler(pipelines, calls, max_deaths=max_deaths, quarantine=quarantine)
@@ -197,9 +203,12 @@ def _load_all(pipelines: Sequence["_RayPipeline"], calls: "_RayCalls", max_death
 class _RayPipeline:
     """The stage actors of one model, as close together as the cluster allows."""
 
-    def __init__(self, specs: Sequence[StageSpec], placement: Placement) -> None:
+    def __init__(
+        self, specs: Sequence[StageSpec], placement: Placement, build: Callable[..., Any]
+    ) -> None:
         self.num_stages = len(specs)
         self._specs = specs
+        self._build = build
         resources = {"CPU": placement.threads, "GPU": placement.gpus_per_stage}
         self._resources = {name: count for name, count in resources.items() if count}
         self._group = placement_group([self._resources] * len(specs), strategy="PACK")
@@ -279,7 +288,7 @@ class _RayPipeline:
                 self._group, placement_group_bundle_index=index
             ),
         )(StageActor)
-        return actor.remote(self._specs[index])
+        return actor.remote(self._specs[index], self._build)
 
 
 class _RayCalls:

@@ -372,6 +372,107 @@ def drift(
     drift.drift(store, run_a, run_b, store_b=store_b, result_format=result_format, options=options)
 
 
+def _pruning_options(command: Command) -> Command:
+    for option in (
+        click.option("--reference", help="Task to score against; that of the run if not given."),
+        click.option("--metric", help="abs, rms, std, sqrt, freq, mean or rand; abs."),
+        click.option("--within", type=click.Choice(["model", "layer"]), help="Top of what; model."),
+        click.option("--sites", type=_Names(), help="mlp, attn; all that were captured."),
+        click.option("--seed", type=int, help="Seed of resampling and of the metric rand; 0."),
+    ):
+        command = option(command)
+    return command
+
+
+def _evaluation_options(command: Command) -> Command:
+    for option in (
+        click.option("--tasks", type=_Names(), help="Tasks to prune for; all but the reference."),
+        click.option("--tokens", type=click.IntRange(min=1), help="Tokens to evaluate a task on."),
+        click.option(
+            "--study",
+            type=_PATH,
+            help="Study file of the run, whose evaluation and resources to use.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_STORE
+@_RUN
+@_evaluation_options
+@_pruning_options
+@click.option("--fractions", type=_Numbers(), help="Fractions to remove; 0.01,0.02,0.05,0.1.")
+@click.option("--kinds", type=_Names(), help="zero, mean, peak, resample; zero if not given.")
+@click.option("--seeds", type=int, help="Random controls of each fraction; 3 if not given.")
+@click.option(
+    "--iterative", is_flag=True, help="Score again on the ablated model before each fraction."
+)
+@click.option(
+    "--every-task", is_flag=True, help="Evaluate all tasks, not only the pruned and the reference."
+)
+def ablate(
+    store: str,
+    run: str | None,
+    study: Path | None,
+    tokens: int | None,
+    reference: str | None,
+    **options: Any,
+) -> None:
+    """Remove tasks' neurons from the model, and random ones, and measure what that costs."""
+    from ray_app.commands import ablation
+
+    ablation.ablate(store, run, study=study, tokens=tokens, reference=reference, options=options)
+
+
+@cli.command()
+@_STORE
+@_RUN
+@_evaluation_options
+@_pruning_options
+@click.option("--kind", help="zero, mean, peak or resample; zero if not given.")
+@click.option("--target", type=float, help="Share of its top-1 to prune a task to; 0.8.")
+@click.option("--upper", type=float, help="Fraction that the search begins with; 0.128.")
+def crosseval(
+    store: str,
+    run: str | None,
+    study: Path | None,
+    tokens: int | None,
+    reference: str | None,
+    **options: Any,
+) -> None:
+    """Prune for each task until its top-1 falls to a target, and measure all tasks."""
+    from ray_app.commands import ablation
+
+    ablation.crosseval(store, run, study=study, tokens=tokens, reference=reference, options=options)
+
+
+@cli.command()
+@_STORE
+@_RUN
+@click.option("--task", required=True, help="Task whose neurons to remove.")
+@click.option("--fraction", required=True, type=float, help="Share of the neurons to remove.")
+@click.option("--out", required=True, type=_PATH, help="Folder to make.")
+@click.option("--kind", help="zero, mean or peak; zero if not given.")
+@_pruning_options
+def prune(
+    store: str,
+    run: str | None,
+    task: str,
+    fraction: float,
+    out: Path,
+    reference: str | None,
+    **options: Any,
+) -> None:
+    """Write the model without a task's neurons as a checkpoint of transformers or timm."""
+    from ray_app.commands import ablation
+
+    ablation.prune(
+        store, run, task=task, fraction=fraction, out=out, reference=reference, options=options
+    )
+
+
 def main() -> None:
     """Run the command line; user errors print one sentence and exit with status 2."""
     if not sys.stderr.isatty():

@@ -201,7 +201,8 @@ def check_fits(costs: Costs) -> None:
 def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
     """All settings that affect a run's data, as nested JSON-ready values.
 
-    Resources and analyses are left out: they change how fast a run is and what is made of it.
+    Resources, analyses and evaluations are left out: they change how fast a run is and what is made
+    of it.
     """
     modality = model.architecture.modality
     software = ["torch", "transformers"]
@@ -216,7 +217,9 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
         "model": study.model.model_dump(mode="json", exclude_defaults=True)
         | {"fingerprint": model.files.fingerprint},
         "tasks": {
-            name: task.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+            name: task.model_dump(
+                mode="json", exclude_defaults=True, by_alias=True, exclude={"evaluation"}
+            )
             for name, task in study.tasks.items()
         },
         # How many samples may be set aside decides when a run stops, not what it holds.

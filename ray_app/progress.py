@@ -1,4 +1,4 @@
-"""Progress of a capture: a live bar on a terminal, plain lines elsewhere, nothing in tests."""
+"""Progress of long work: a live bar on a terminal, plain lines elsewhere, nothing in tests."""
 
 import sys
 import time
@@ -50,7 +50,11 @@ class LineProgress:
         total_shards: int,
         stream: TextIO,
         seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
+        name: str = "capture",
+        done: str = "shards committed",
     ) -> None:
+        self._name = name
+        self._done = done
         self._total_tokens = total_tokens
         self._total_shards = total_shards
         self._stream = stream
@@ -74,7 +78,7 @@ class LineProgress:
     def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
         """Take tokens back, and say why."""
         self._tokens -= num_tokens
-        self._stream.write(_lost_line(task, shard, reason) + "\n")
+        self._stream.write(_lost_line(self._name, task, shard, reason) + "\n")
         self._stream.flush()
 
     def _write(self) -> None:
@@ -82,19 +86,22 @@ class LineProgress:
         rate = self._tokens / max(self._last - self._start, 1e-9)
         left = (self._total_tokens - self._tokens) / max(rate, 1e-9)
         self._stream.write(
-            f"capture: {self._tokens:,} of {self._total_tokens:,} tokens, "
-            f"{self._shards} of {self._total_shards} shards committed, "
+            f"{self._name}: {self._tokens:,} of {self._total_tokens:,} tokens, "
+            f"{self._shards} of {self._total_shards} {self._done}, "
             f"{rate:,.0f} tokens/s, {left:,.0f} s left\n"
         )
         self._stream.flush()
 
 
 class _BarProgress:
-    def __init__(self, bar: rich.progress.Progress, total_tokens: int, total_shards: int) -> None:
+    def __init__(
+        self, bar: rich.progress.Progress, total_tokens: int, total_shards: int, name: str
+    ) -> None:
         self._bar = bar
+        self._name = name
         self._total_shards = total_shards
         self._shards = 0
-        self._row = bar.add_task("capture", total=total_tokens, rate="", shards=f"0/{total_shards}")
+        self._row = bar.add_task(name, total=total_tokens, rate="", shards=f"0/{total_shards}")
 
     def advance(self, num_tokens: int) -> None:
         self._bar.advance(self._row, num_tokens)
@@ -107,31 +114,46 @@ class _BarProgress:
 
     def lost(self, task: str, shard: int, num_tokens: int, reason: str) -> None:
         self._bar.advance(self._row, -num_tokens)
-        self._bar.console.print(_lost_line(task, shard, reason), highlight=False)
+        self._bar.console.print(_lost_line(self._name, task, shard, reason), highlight=False)
 
 
-def _lost_line(task: str, shard: int, reason: str) -> str:
-    return f"capture: shard {shard} of {task} is computed again from its start, because {reason}"
+def _lost_line(name: str, task: str, shard: int, reason: str) -> str:
+    return f"{name}: shard {shard} of {task} is computed again from its start, because {reason}"
 
 
 @contextmanager
-def open_progress(*, total_tokens: int, total_shards: int) -> Iterator[Progress]:
-    """A bar on standard error if that is a terminal, else a line every ten seconds."""
+def open_progress(
+    *, total_tokens: int, total_shards: int, name: str = "capture", done: str = "shards committed"
+) -> Iterator[Progress]:
+    """A bar on standard error if that is a terminal, else a line every ten seconds.
+
+    Args:
+        total_tokens: tokens that will go through the model.
+        total_shards: shards, or whatever the work consists of.
+        name: what is done.
+        done: what is said of the shards that are done.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield LineProgress(total_tokens=total_tokens, total_shards=total_shards, stream=sys.stderr)
+        yield LineProgress(
+            total_tokens=total_tokens,
+            total_shards=total_shards,
+            stream=sys.stderr,
+            name=name,
+            done=done,
+        )
         return
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=None),
         rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
         rich.progress.TextColumn("{task.fields[rate]}"),
-        rich.progress.TextColumn("{task.fields[shards]} shards"),
+        rich.progress.TextColumn(f"{{task.fields[shards]}} {done.partition(' ')[0]}"),
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("left"),
     )
     with rich.progress.Progress(*columns, console=console, speed_estimate_period=60) as bar:
-        yield _BarProgress(bar, total_tokens, total_shards)
+        yield _BarProgress(bar, total_tokens, total_shards, name)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """From documents to shards: drawing and packing samples, the same way every time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -71,21 +72,29 @@ class _Stream:
 
 
 def open_all_documents(
-    study: Study, modality: Modality = "language"
+    study: Study,
+    modality: Modality = "language",
+    *,
+    used: Mapping[str, Container[str]] = MappingProxyType({}),
 ) -> dict[str, Iterator[Document]]:
     """Document streams of all tasks, with the texts or images that a model reads.
 
     A mixture continues where its members stopped and never repeats a document of theirs, so it
     must be drawn after them. Mixtures do not know of each other: two that share a member may share
     documents, and adding one changes nothing in another.
+
+    Args:
+        study: the study.
+        modality: what the model reads.
+        used: sources of documents that are passed over, by task that is no mixture.
     """
     streams = {
-        name: _Stream(open_documents(name, task, study.seed, modality))
+        name: _Stream(_unused(name, study, modality, used))
         for name, task in study.tasks.items()
         if task.mixture is None
     }
     mixtures = {
-        name: islice(_mixture(name, study, streams, modality), task.limit)
+        name: islice(_mixture(name, study, streams, modality, used), task.limit)
         for name, task in study.tasks.items()
         if task.mixture is not None
     }
@@ -126,8 +135,19 @@ def draw_task(
     return draw
 
 
+def _unused(
+    name: str, study: Study, modality: Modality, used: Mapping[str, Container[str]]
+) -> Iterator[Document]:
+    documents = open_documents(name, study.tasks[name], study.seed, modality)
+    return (document for document in documents if document.source not in used.get(name, ()))
+
+
 def _mixture(
-    name: str, study: Study, streams: Mapping[str, _Stream], modality: Modality
+    name: str,
+    study: Study,
+    streams: Mapping[str, _Stream],
+    modality: Modality,
+    used: Mapping[str, Container[str]],
 ) -> Iterator[Document]:
     uses = Counter(member for task in study.tasks.values() for member in task.mixture or ())
     members: dict[str, Iterator[Document]] = {}
@@ -135,7 +155,7 @@ def _mixture(
         members[member] = stream = streams[member]
         if uses[member] > 1:
             # Read again up to here, so that no documents need to be kept for the other mixtures.
-            opened = open_documents(member, study.tasks[member], study.seed, modality)
+            opened = _unused(member, study, modality, used)
             members[member] = islice(opened, stream.num_drawn, None)
     yield from _in_turn(members)
 

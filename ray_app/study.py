@@ -16,6 +16,7 @@ __all__ = [
     "AnalysisSettings",
     "CaptureSettings",
     "CoactivationSettings",
+    "EvaluationSettings",
     "ModelSettings",
     "Pooling",
     "ResourceSettings",
@@ -90,7 +91,21 @@ class Condition(_Settings):
     )
 
 
-_COMMON_KEYS = ("limit", "tokens")
+class EvaluationSettings(_Settings):
+    """Which samples ablated models are evaluated on; documents that the capture used are not."""
+
+    tokens: int | None = Field(
+        None, ge=1, description="Counted tokens; as many as are captured if not given."
+    )
+    split: str | None = Field(
+        None, description="Split of the dataset, such as test, instead of the captured one."
+    )
+    data_files: str | list[str] | None = Field(
+        None, description="Files of the dataset instead of the captured ones."
+    )
+
+
+_COMMON_KEYS = ("limit", "tokens", "evaluation")
 _TASK_KEYS = {
     "dataset": (
         "dataset", "subset", "split", "data_files", "revision", "streaming", "column", "template",
@@ -156,6 +171,9 @@ class TaskSettings(_Settings):
     )
     limit: int | None = Field(None, ge=1, description="Most documents to read.")
     tokens: int | None = Field(None, ge=1, description="Counted tokens, instead of capture.tokens.")
+    evaluation: EvaluationSettings | None = Field(
+        None, description="Instead of the study's evaluation, key by key."
+    )
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "TaskSettings":
@@ -417,6 +435,9 @@ class Study(_Settings):
     analyses: list[AnalysisSettings] = Field(
         default_factory=list, description="Analyses of the finished run."
     )
+    evaluation: EvaluationSettings = Field(
+        default_factory=EvaluationSettings, description="Samples to evaluate ablated models on."
+    )
 
     @model_validator(mode="after")
     def _names_agree(self) -> "Study":
@@ -450,6 +471,12 @@ class Study(_Settings):
     def tokens_of(self, task: str) -> int:
         """Counted tokens that a task asks for."""
         return self.tasks[task].tokens or self.capture.tokens
+
+    def evaluation_of(self, task: str) -> EvaluationSettings:
+        """What a task is evaluated on: its own settings, and for the others the study's."""
+        own = self.tasks[task].evaluation
+        given = {} if own is None else own.model_dump(exclude_none=True)
+        return self.evaluation.model_copy(update=given)
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

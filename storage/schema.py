@@ -682,7 +682,231 @@ _PERSISTENCE = Table(
     ),
 )
 
+_PRUNED_TASK = _column(
+    "task",
+    pa.string(),
+    "the task whose neurons are removed; null for the unpruned model",
+    nullable=True,
+)
+_KIND = _column(
+    "kind",
+    pa.string(),
+    "what takes the place of a removed activation: zero, mean, peak or resample; null for the "
+    "unpruned model",
+    nullable=True,
+)
+_CONTROL = _column(
+    "seed", pa.int32(), "which of the random choices; null for others", nullable=True
+)
+_SITES = _column("sites", pa.string(), "sites that neurons are removed at, joined by '+'")
+_EVALUATED = _column("evaluated", pa.string(), "the task that is evaluated")
+_MEASURE = _column(
+    "measure", pa.string(), "loss, top1, top10, top1_uncommon or top10_uncommon, as in evaluations"
+)
+
+
+def _estimate(name: str, doc: str) -> tuple[pa.Field, pa.Field, pa.Field]:
+    """Columns of an estimate and its interval."""
+    return (
+        _column(name, pa.float64(), doc, nullable=True),
+        _column(
+            f"{name}_lower",
+            pa.float64(),
+            "lower end of its 95 % interval over samples; null if there is one sample",
+            nullable=True,
+        ),
+        _column(f"{name}_upper", pa.float64(), "upper end of the same", nullable=True),
+    )
+
+
+_ABLATION_TABLES = (
+    Table(
+        name="evaluation_samples",
+        owner="analysis",
+        purpose="The inputs that ablated models are evaluated on: documents that the capture did "
+        "not use, or those of another split.",
+        grain="one row per (analysis, task, sample), in the order in which shards compute them",
+        schema=pa.schema([_RUN, _TASK, *_RUN_TABLES[0].schema]),
+    ),
+    Table(
+        name="evaluations",
+        owner="analysis",
+        purpose="How well tasks are predicted without some neurons, and by the unpruned model.",
+        grain="one row per (analysis, task, kind, chosen_by, fraction, seed, evaluated, label); "
+        "label null = all samples of the task",
+        schema=pa.schema(
+            [
+                _RUN,
+                _PRUNED_TASK,
+                _KIND,
+                _column(
+                    "chosen_by",
+                    pa.string(),
+                    "'score': the top fraction; 'random': as many neurons of each site and layer; "
+                    "'none': the unpruned model",
+                ),
+                _METRIC,
+                _SITES,
+                _WITHIN,
+                _column(
+                    "iterative",
+                    pa.bool_(),
+                    "whether neurons are scored again on the ablated model before each fraction",
+                ),
+                _column("fraction", pa.float64(), "share of the neurons that is removed"),
+                _CONTROL,
+                _column("num_removed", pa.int64(), "number of removed neurons"),
+                _EVALUATED,
+                _LABEL,
+                _LABEL_ID,
+                _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
+                _column("mean_loss", pa.float64(), "mean -ln P(what is right), in nats"),
+                _column("perplexity", pa.float64(), "exp(mean_loss)"),
+                _column("top1_share", pa.float64(), "share that was the most probable one"),
+                _column("top10_share", pa.float64(), "share that was among the ten most probable"),
+                _column(
+                    "n_uncommon",
+                    pa.int64(),
+                    "predictions of tokens that are not among the 50 which the capture of the "
+                    "reference had most often as tokens to predict; 0 for images",
+                ),
+                _column(
+                    "top1_uncommon",
+                    pa.float64(),
+                    "top1_share over those; null if none",
+                    nullable=True,
+                ),
+                _column(
+                    "top10_uncommon",
+                    pa.float64(),
+                    "top10_share over those; null if none",
+                    nullable=True,
+                ),
+                *_estimate("loss_change", "mean_loss - that of the unpruned model, same samples"),
+                *_estimate("top1_change", "top1_share - that of the unpruned model, same samples"),
+            ]
+        ),
+    ),
+    Table(
+        name="ablation_effects",
+        owner="analysis",
+        purpose="How much more the removal of a task's own neurons changes a task than that of as "
+        "many random ones.",
+        grain="one row per (analysis, task, kind, fraction, evaluated, measure)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _TASK,
+                _column("kind", pa.string(), "what takes the place of a removed activation"),
+                _FRACTION,
+                _EVALUATED,
+                _MEASURE,
+                _column("unpruned", pa.float64(), "the measure of the unpruned model"),
+                _column("selected_change", pa.float64(), "its change without the top fraction"),
+                _column("num_random", pa.int32(), "number of random controls"),
+                _column("random_change", pa.float64(), "mean change without random neurons"),
+                _column(
+                    "random_std",
+                    pa.float64(),
+                    "standard deviation over controls; null if there is one",
+                    nullable=True,
+                ),
+                _column(
+                    "excess",
+                    pa.float64(),
+                    "selected_change - random_change: of loss, above 0 if the selection hurts more",
+                ),
+                _column(
+                    "excess_lower",
+                    pa.float64(),
+                    "lower end of its 95 % interval over samples and controls; null if there is "
+                    "one of either",
+                    nullable=True,
+                ),
+                _column("excess_upper", pa.float64(), "upper end of the same", nullable=True),
+            ]
+        ),
+    ),
+    Table(
+        name="selectivity",
+        owner="analysis",
+        purpose="Whether pruning hurts the pruned task more than another, over a whole curve.",
+        grain="one row per (analysis, task, kind, chosen_by, seed, retained, measure)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _column("task", pa.string(), "the task whose neurons are removed: forget"),
+                _column("kind", pa.string(), "what takes the place of a removed activation"),
+                _column("chosen_by", pa.string(), "'score' or 'random'"),
+                _CONTROL,
+                _column("retained", pa.string(), "the task that it is compared with: retain"),
+                _MEASURE,
+                _column(
+                    "max_difference",
+                    pa.float64(),
+                    "largest drop_forget - drop_retain of the curve, drops in percent of the "
+                    "unpruned value",
+                    nullable=True,
+                ),
+                _column(
+                    "area",
+                    pa.float64(),
+                    "2 / 100^2 * area of (drop_forget - drop_retain) over drop_retain, from no "
+                    "drop to the largest fraction: 0 unselective, 1 perfect at 100 %",
+                    nullable=True,
+                ),
+                _column(
+                    "area_ratio",
+                    pa.float64(),
+                    "area under retain over forget, from the origin through the curve to the "
+                    "unpruned model, over half the unpruned rectangle: 1 unselective, 2 perfect",
+                    nullable=True,
+                ),
+            ]
+        ),
+    ),
+    Table(
+        name="cross_evaluations",
+        owner="analysis",
+        purpose="What pruning for one task, until its top-1 falls to a target, does to every task.",
+        grain="one row per (analysis, task, evaluated)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _TASK,
+                _column("kind", pa.string(), "what takes the place of a removed activation"),
+                _METRIC,
+                _SITES,
+                _WITHIN,
+                _column("target", pa.float64(), "share of its top-1 that the task was to fall to"),
+                _column(
+                    "reached",
+                    pa.bool_(),
+                    "whether it did; if not, all neurons are removed, and no fraction that was "
+                    "tried did it either",
+                ),
+                _column("fraction", pa.float64(), "share of the neurons that this took"),
+                _column("num_removed", pa.int64(), "number of removed neurons"),
+                _EVALUATED,
+                _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
+                _column(
+                    "top1_unpruned",
+                    pa.float64(),
+                    "share of right predictions of the unpruned model",
+                ),
+                _column("top1_pruned", pa.float64(), "top1_share of the pruned model"),
+                *_estimate("ratio", "top1_pruned / top1_unpruned; null if that is 0"),
+                _column("loss_unpruned", pa.float64(), "mean loss of the unpruned model, in nats"),
+                _column("loss_pruned", pa.float64(), "mean loss of the pruned model, in nats"),
+            ]
+        ),
+    ),
+)
+
 TABLES: Mapping[str, Table] = MappingProxyType(
-    {table.name: table for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT, _PERSISTENCE)}
+    {
+        table.name: table
+        for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT, _PERSISTENCE, *_ABLATION_TABLES)
+    }
 )
 """Every table by name."""

@@ -1,4 +1,4 @@
-"""Reading the inputs of chosen modules while a model runs."""
+"""Reading and changing the inputs of chosen modules while a model runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["read_inputs"]
+__all__ = ["edit_inputs", "read_inputs"]
 
 Key = TypeVar("Key")
 
@@ -28,8 +28,39 @@ def read_inputs(
     def reader(key: Key) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, inputs: on_input(key, inputs[0])
 
+    with _hooked(modules, reader):
+        yield
+
+
+@contextmanager
+def edit_inputs(
+    modules: Mapping[Key, nn.Module], edit: Callable[[Key, Tensor], Tensor]
+) -> Iterator[None]:
+    """Let each module run on ``edit(key, z)`` in place of its first input z.
+
+    The hooks are detached when the block ends, however it ends. Hooks run in the order in which
+    they were attached: a `read_inputs` inside the block sees what the module runs on.
+
+    Args:
+        modules: modules whose inputs are changed, by a key of the caller's choice.
+        edit: called in the forward pass, on the thread that runs it; it must not change z itself,
+            which the model may use elsewhere.
+    """
+
+    def editor(key: Key) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        return lambda module, inputs: (edit(key, inputs[0]), *inputs[1:])
+
+    with _hooked(modules, editor):
+        yield
+
+
+@contextmanager
+def _hooked(
+    modules: Mapping[Key, nn.Module],
+    hook_of: Callable[[Key], Callable[[nn.Module, tuple[Any, ...]], Any]],
+) -> Iterator[None]:
     with ExitStack() as stack:
         for key, module in modules.items():
-            handle = module.register_forward_pre_hook(reader(key))
+            handle = module.register_forward_pre_hook(hook_of(key))
             stack.callback(handle.remove)
         yield

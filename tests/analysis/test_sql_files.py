@@ -22,15 +22,18 @@ STEPS: dict[str, dict[str, Any]] = {
     "ranks": {"within": "model", "rest": 0.5},
     "selections": {"within": "model"},
     "overlap": {"within": "model"},
+    "rankings": {},
 }
 _VIEW = {"analysis": "a", "metric": "abs", "fraction": 0.1}
 QUESTIONS: dict[str, dict[str, Any]] = {
     "bad_scores": {},
+    "cross_matrix": {"analysis": "a"},
     "empty_quota": {},
     "too_few_tasks": {},
     "uneven_scores": {},
     "layer_profile": _VIEW,
     "newest_analysis": {"run": "r", "analysis": None},
+    "own_effects": {"analysis": "a"},
     "overlap_matrix": _VIEW,
     "task_accuracy": {"run": "r"},
     "top_neurons": {**_VIEW, "count": 3},

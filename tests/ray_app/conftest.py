@@ -1,6 +1,7 @@
 """Models that are deep enough to be cut, and pipelines that run in this process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,17 @@ import pytest
 import torch
 import transformers
 
+from ray_app.ablation.engine import Engine, evaluation_specs
+from ray_app.ablation.samples import EvaluationSamples, evaluation_samples, study_of
+from ray_app.ablation.stage import build_evaluation
 from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import Stage
+from ray_app.capture.workers import LocalWorkers, Workers
+from ray_app.facts import inspect_model
 from ray_app.models.loading import quiet_transformers
+from ray_app.progress import NoProgress
+from ray_app.run import Run
 
 _DEEP: dict[str, Any] = {
     "vocab_size": 400,
@@ -164,3 +172,40 @@ def inline_calls() -> InlineCalls:
 @pytest.fixture
 def inline_pipeline() -> type[InlinePipeline]:
     return InlinePipeline
+
+
+@pytest.fixture
+def draw() -> Callable[..., EvaluationSamples]:
+    """Draws the evaluation samples of a run; further arguments as of `study_of`."""
+
+    def samples_of(run: Run, *study: Any) -> EvaluationSamples:
+        settings = study_of(run, *study)
+        return evaluation_samples(run, settings, inspect_model(settings))
+
+    return samples_of
+
+
+@pytest.fixture
+def open_engine() -> Callable[..., Any]:
+    """Gives what opens engines of a run in this process, with a stage for each range of layers.
+
+    `make_workers` makes the workers of those stages, if they are not to be one plain pipeline.
+    """
+
+    def opener(
+        run: Run,
+        samples: EvaluationSamples,
+        *cut: range,
+        make_workers: Callable[..., Workers] = LocalWorkers,
+    ) -> Callable[..., Any]:
+        layers = cut or (range(run.record["model"]["num_layers"]),)
+
+        @contextmanager
+        def engine(*, reference: str, kinds: Iterable[Any]) -> Iterator[Engine]:
+            specs = evaluation_specs(run, layers, reference, kinds=kinds)
+            workers = make_workers(*map(build_evaluation, specs))
+            yield Engine(workers, run, samples, reference, lambda **_: nullcontext(NoProgress()))
+
+        return engine
+
+    return opener

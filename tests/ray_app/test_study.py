@@ -108,7 +108,7 @@ def test_an_unknown_key_in_a_filter_or_an_analysis_is_refused_alike(tmp_path: Pa
 def test_an_unknown_key_like_no_other_is_refused_with_all_valid_ones(tmp_path: Path) -> None:
     assert refusal(tmp_path, changed("xyzzy", 1)) == (
         "unknown key 'xyzzy'; valid are name, seed, model, tasks, reference, capture, resources, "
-        "analyses."
+        "analyses, evaluation."
     )
 
 
@@ -437,7 +437,7 @@ def test_every_setting_explains_itself() -> None:
             {"files": "a/*.txt", "filter": {"stars": 1}},
             (
                 "tasks.a: filter says nothing about files and would be ignored: leave it out; keys "
-                "beside files are files, limit, tokens."
+                "beside files are files, limit, tokens, evaluation."
             ),
         ),
         ({"files": "a/*.txt", "column": "body"}, "tasks.a: column says nothing about files"),

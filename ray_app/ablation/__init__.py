@@ -1,0 +1,1 @@
+"""Running models with neurons removed, and measuring what that costs them."""
