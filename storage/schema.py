@@ -14,7 +14,7 @@ import pyarrow as pa
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Table"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a name, a type or a meaning below changes."""
 
 

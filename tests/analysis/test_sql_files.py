@@ -25,22 +25,30 @@ STEPS: dict[str, dict[str, Any]] = {
     "rankings": {},
 }
 _VIEW = {"analysis": "a", "metric": "abs", "fraction": 0.1}
+_PLACE = {"site": "mlp", "layer": 0, "neuron": 0}
+_NEURON = _PLACE | {"run": "r"}
 QUESTIONS: dict[str, dict[str, Any]] = {
     "bad_scores": {},
     "cross_matrix": {"analysis": "a"},
     "empty_quota": {},
     "too_few_tasks": {},
     "uneven_scores": {},
+    "kept_tables": {"folder": "runs/run=r"},
     "layer_profile": _VIEW,
+    "neuron_examples": {**_NEURON, "task": "t", "count": 3, "per_sample": False, "context": 3},
+    "neuron_scores": _PLACE | {"analysis": "a", "metric": "abs", "within": "model"},
+    "neuron_statistics": _NEURON,
     "newest_analysis": {"run": "r", "analysis": None},
     "own_effects": {"analysis": "a"},
     "overlap_matrix": _VIEW,
+    "pair_places": {"run": "r"},
+    "pair_rows": {"run": "r", "task": "t", "site": "mlp", "layer": 0},
     "task_accuracy": {"run": "r"},
     "top_neurons": {**_VIEW, "count": 3},
 }
 ON_FILES = {"given_scores"}
 """Read a file and not the store; test_own_scores.py holds them."""
-ON_TWO_RUNS = {name for name in FILES if name.startswith("drift")}
+ON_TWO_RUNS = {name for name in FILES if name.startswith(("drift", "persistence"))}
 """Need the steps of two runs; test_drift.py holds them."""
 
 

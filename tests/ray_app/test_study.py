@@ -60,7 +60,7 @@ def test_there_are_studies_to_check() -> None:
 def test_a_small_study_gets_the_documented_defaults(tmp_path: Path) -> None:
     study = load(tmp_path, SMALL)
     assert (study.model.init, study.model.dtype, study.seed) == ("pretrained", "float32", 0)
-    assert study.capture.sites == ["mlp", "attn"]
+    assert study.capture.sites == ["attn", "mlp"]
     assert study.capture.layers == "all"
     assert study.capture.special_tokens == "auto"
     assert study.tokens_of("a") == study.capture.tokens == 100_000
@@ -215,7 +215,8 @@ def test_other_mistakes_are_counted_beside_an_unknown_key(tmp_path: Path) -> Non
             {"stars": None},
             (
                 "tasks.a.filter.stars cannot be None: Rows to keep: {column: value}, {column: "
-                "[values]} or {column: {min: 0, max: 1, not: value}}."
+                "[values]} or {column: {min: 0, max: 1, not: value}}; 'meta.set' is the field set "
+                "of a column meta."
             ),
         ),
         (
