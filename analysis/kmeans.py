@@ -50,7 +50,8 @@ class Partition:
 def normalise_rows(rows: Floats) -> Floats:
     """Rows divided by their Euclidean length; rows of zeros stay zero."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return unit
 
 
 def balanced_sizes(num_points: int, num_clusters: int) -> Indices:

@@ -59,10 +59,17 @@ class Steps:
 
     def take(self, other: "Steps", name: str, *, into: str) -> None:
         """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
-        rows = pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name))
-        self._connection.register("taken", rows)
-        execute(self._connection, f"create temp table computed_{into} as from taken")
-        self._connection.unregister("taken")
+        self.give(into, pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name)))
+
+    def give(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:
+        """Make ``computed_<name>`` of rows that were computed elsewhere."""
+        self._connection.register("given", rows)
+        execute(self._connection, f"create temp table computed_{name} as from given")
+        self._connection.unregister("given")
+
+    def table(self, name: str) -> pa.Table:
+        """All rows of ``computed_<name>``, in order."""
+        return fetch(self._connection, f"from computed_{name}")
 
     def schema(self, name: str) -> pa.Schema:
         """Columns of ``computed_<name>``."""

@@ -28,7 +28,7 @@ def sql_files() -> list[tuple[str, str]]:
 
 EXAMPLES = {
     "sites": ["mlp"], "metrics": ["abs"], "fractions": [0.1], "rest": 0.9, "seed": 0, "count": 3,
-    "eps_mlp": 0.001, "eps_attn": 0.0001, "fraction": 0.1,
+    "eps_mlp": 0.001, "eps_attn": 0.0001, "fraction": 0.1, "experts": ["a"],
 }  # fmt: skip
 """Values of parameters that are not text."""
 
