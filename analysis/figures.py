@@ -99,7 +99,7 @@ def draw_alignment(rows: list[dict[str, Any]], metric: str, fraction: float) -> 
     pairs = sorted({(row["experts"], row["run"]) for row in rows})
     for experts, run in pairs:
         of_pair = [row for row in rows if (row["experts"], row["run"]) == (experts, run)]
-        label = f"{of_pair[0]['method']} of {of_pair[0]['experts_run']}, scores of {run}"
+        label = f"{experts} ({of_pair[0]['method']}), scores of {run}"
         layers = [row["layer"] for row in of_pair]
         for axes, name in ((areas, "auc"), (information, "ami")):
             mean, spread = (
@@ -117,7 +117,9 @@ def draw_alignment(rows: list[dict[str, Any]], metric: str, fraction: float) -> 
     areas.set(title="area under the curve", xlabel="layer")
     information.set(title="adjusted mutual information", xlabel="layer")
     information.axhline(0, color="0.6", linestyle=":")
-    figure.legend(*areas.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    figure.legend(
+        *areas.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2
+    )
     figure.suptitle(
         f"Experts and the top {fraction:.1%} neurons of each layer ({metric}): mean over tasks, "
         "shaded one standard deviation",

@@ -50,12 +50,32 @@ LayerMap = Callable[[WeightsSpec, ExpertSettings, Sequence[int]], Iterable[Layer
 """Gives `split_layer` of every layer, in whatever order."""
 
 
+def split_layers(
+    spec: WeightsSpec, settings: ExpertSettings, layers: Sequence[int]
+) -> Iterator[LayerExperts]:
+    """Group the neurons of some layers by their weights, one after the other.
+
+    Raises:
+        CaptureError: if the weights are not those of the run.
+        ModelError: if they cannot be read, or have no such projection.
+    """
+    weights = spec.open()
+    for layer in layers:
+        yield split_by_rows(weights.rows(layer, settings.projection), settings, layer)
+
+
+def split_layer(spec: WeightsSpec, settings: ExpertSettings, layer: int) -> LayerExperts:
+    """The same of one layer: what a Ray task does."""
+    (found,) = split_layers(spec, settings, [layer])
+    return found
+
+
 def make_experts(
     store: Store,
     run: str,
     settings: ExpertSettings,
     *,
-    mapper: LayerMap | None = None,
+    mapper: LayerMap = split_layers,
     on_layer: Callable[[], None] = lambda: None,
 ) -> Analysis:
     """Group the neurons of a run into experts and keep them in the store.
@@ -64,7 +84,7 @@ def make_experts(
         store: the store that holds the run.
         run: id of the run.
         settings: how neurons are grouped.
-        mapper: runs the layers of which weights are read; `split_layers` if not given.
+        mapper: runs the layers of which weights are read; `split_layers` does so in this process.
         on_layer: called after each layer.
 
     Raises:
@@ -77,26 +97,11 @@ def make_experts(
     widths = expert_layers(record, settings)
 
     def compute() -> Iterator[LayerExperts]:
-        for found in _found(record, settings, widths, mapper or split_layers):
+        for found in _found(record, settings, widths, mapper):
             on_layer()
             yield found
 
     return keep_experts(store, record, settings, compute)
-
-
-def split_layers(
-    spec: WeightsSpec, settings: ExpertSettings, layers: Sequence[int]
-) -> Iterator[LayerExperts]:
-    """Group the neurons of some layers by their weights; errors as `make_experts`."""
-    weights = spec.open()
-    for layer in layers:
-        yield split_by_rows(weights.rows(layer, settings.projection), settings, layer)
-
-
-def split_layer(spec: WeightsSpec, settings: ExpertSettings, layer: int) -> LayerExperts:
-    """The same of one layer: what a Ray task does."""
-    (found,) = split_layers(spec, settings, [layer])
-    return found
 
 
 def _found(

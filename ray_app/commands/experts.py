@@ -1,5 +1,6 @@
 """``actlake experts`` and ``align``: neurons in groups, and how groups match tasks."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from rich.table import Table
 from analysis import AnalysisError, AnalysisSettings
 from analysis.alignment import AlignmentSettings, align_experts, alignment_by_run
 from analysis.experts import ExpertSettings, experts_by_layer
-from ray_app.experts import make_experts
+from ray_app.actors import ray_session
+from ray_app.experts import make_experts, split_layers
 from ray_app.models.loading import quiet_transformers
 from ray_app.progress import open_steps
 from ray_app.tasks import split_layers_on_ray
@@ -23,7 +25,7 @@ _LEGEND = """\
 means over layers and tasks, +-: standard deviation over tasks
 auc: how far selected neurons lie together; random, best: by chance, and at most
 ami: adjusted mutual information of experts and selection
-enriched: share of it in experts that hold more than by chance (p <= 0.001)"""
+rich: share of it in experts that hold more than by chance (p <= 0.001)"""
 
 
 def experts(store_path: str, run: str | None, options: dict[str, Any], *, on_ray: bool) -> None:
@@ -42,15 +44,13 @@ def experts(store_path: str, run: str | None, options: dict[str, Any], *, on_ray
     except ValidationError as error:
         raise AnalysisError(f"{explain(error, ExpertSettings)}.") from error
     quiet_transformers()
-    total = len(store.run_record(chosen)["sites"])
-    with open_steps("experts", total=total, unit="layers") as advance:
-        made = make_experts(
-            store,
-            chosen,
-            settings,
-            mapper=split_layers_on_ray if on_ray else None,
-            on_layer=advance,
-        )
+    num_layers = store.run_record(chosen)["model"]["num_layers"]
+    with (
+        ray_session() if on_ray else nullcontext(),
+        open_steps("experts", total=num_layers, unit="layers") as advance,
+    ):
+        mapper = split_layers_on_ray if on_ray else split_layers
+        made = make_experts(store, chosen, settings, mapper=mapper, on_layer=advance)
     state = "made" if made.is_new else "was there already"
     rows = ", ".join(f"{file.table} {file.rows:,}" for file in made.files)
     click.echo(f"analysis {made.id} {state}: rows of {rows}", err=True)
@@ -73,11 +73,22 @@ def align(
     with open_steps("align", unit="steps") as advance:
         made = align_experts(store, experts, settings, on_step=lambda step: advance())
     state = "made" if made.is_new else "was there already"
-    rows = ", ".join(f"{file.table} {file.rows:,}" for file in made.files)
-    click.echo(f"analysis {made.id} {state}: rows of {rows}", err=True)
+    written = ", ".join(f"{file.table} {file.rows:,}" for file in made.files)
+    click.echo(f"analysis {made.id} {state}: rows of {written}", err=True)
     metric = settings.selection.metrics[0]
-    for fraction in settings.selection.fractions:
-        _print_alignment(alignment_by_run(store, made.id, metric, fraction), fraction)
+    tables = {
+        fraction: alignment_by_run(store, made.id, metric, fraction)
+        for fraction in settings.selection.fractions
+    }
+    rows = next(iter(tables.values()))
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    of_experts = {row["experts"]: f"{row['method']} of {row['experts_run']}" for row in rows}
+    for name, meaning in of_experts.items():
+        click.echo(f"{name}: {meaning}")
+    for number, run in enumerate(runs, 1):
+        click.echo(f"run {number}: {run}")
+    for fraction, rows in tables.items():
+        _print_alignment(rows, runs, fraction)
     click.echo(_LEGEND)
     if plots is not None:
         from analysis.figures import save_alignment
@@ -98,7 +109,7 @@ def _alignment_settings(
     return AlignmentSettings(selection=selection, simulations=simulations, seed=seed)
 
 
-def _print_alignment(rows: list[dict[str, Any]], fraction: float) -> None:
+def _print_alignment(rows: list[dict[str, Any]], runs: list[str], fraction: float) -> None:
     table = Table(
         title=f"Experts and the top {fraction:.1%} of each layer",
         title_justify="left",
@@ -106,15 +117,15 @@ def _print_alignment(rows: list[dict[str, Any]], fraction: float) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("experts", overflow="fold")
-    table.add_column("scores of", overflow="fold")
-    for name in ("auc", "+-", "random", "best", "ami", "+-", "enriched"):
+    table.add_column("experts", no_wrap=True)
+    table.add_column("scores", no_wrap=True)
+    for name in ("auc", "+-", "random", "best", "ami", "+-", "rich"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         numbers = (row[k] for k in ("auc", "auc_std", "auc_random", "auc_best", "ami", "ami_std"))
         table.add_row(
-            f"{row['experts']} ({row['method']})",
-            row["run"],
+            row["experts"],
+            f"run {runs.index(row['run']) + 1}",
             *("-" if number is None else f"{number:.3f}" for number in numbers),
             f"{row['enriched']:.1%}",
         )
