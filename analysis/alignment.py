@@ -120,8 +120,8 @@ def alignment_by_layer(store: Store, analysis: str, metric: str, fraction: float
     """Mean and standard deviation over tasks, by combination of experts and run, and by layer.
 
     Columns experts, experts_run, method, run, layer, num_tasks, auc, auc_std, auc_best, auc_random,
-    ami, ami_std and enriched (mean share of a task's selection that lies in experts which hold
-    more than chance would let any expert hold in one layer of a hundred).
+    ami, ami_std and enriched (mean share of a task's selection that lies in experts which hold so
+    many of it with a probability of at most 0.001 by chance).
     """
     params = {"analysis": analysis, "metric": metric, "fraction": fraction}
     return _rows(store, "alignment_by_layer", params)
