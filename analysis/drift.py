@@ -167,7 +167,7 @@ def _compute(
     names = {"run_a": a.run, "run_b": b.run, "within": parameters["within"]}
     steps.run("drift", names)
     steps.run("persistence_pairs")
-    steps.put(_mantel_tests(steps.table("persistence_pairs")), into="mantel")
+    steps.give("mantel", _mantel_tests(steps.table("persistence_pairs")))
     steps.run("persistence", names)
     return steps
 

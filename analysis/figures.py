@@ -1,18 +1,20 @@
-"""Pictures of an analysis: overlap as heat maps, and where in the model selected neurons lie."""
+"""Pictures of an analysis: overlap as heat maps, and where in model and experts selections lie."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.alignment import alignment_by_layer
 from analysis.errors import AnalysisError
 from analysis.summary import AnalysisView
+from storage import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_layers", "draw_overlap", "save_figures"]
+__all__ = ["draw_alignment", "draw_layers", "draw_overlap", "save_alignment", "save_figures"]
 
 
 def save_figures(view: AnalysisView, folder: Path) -> list[Path]:
@@ -26,17 +28,17 @@ def save_figures(view: AnalysisView, folder: Path) -> list[Path]:
     drawn = {"layers": draw_layers(view)}
     if view.overlap():
         drawn["overlap"] = draw_overlap(view)
-    paths = {name: folder / f"{name}.png" for name in drawn}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in drawn.items():
-            figure.savefig(paths[name], dpi=150)
-    except OSError as error:
-        raise AnalysisError(
-            f"cannot write pictures to {folder}: {error.strerror or error}. Give a folder that can "
-            "be written."
-        ) from error
-    return list(paths.values())
+    return [_save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+
+
+def save_alignment(store: Store, analysis: str, metric: str, fraction: float, folder: Path) -> Path:
+    """Draw how experts match selections as a PNG file; its path.
+
+    Raises:
+        AnalysisError: if it cannot be written.
+    """
+    rows = alignment_by_layer(store, analysis, metric, fraction)
+    return _save(draw_alignment(rows, metric, fraction), folder / f"alignment-{fraction:g}.png")
 
 
 def draw_overlap(view: AnalysisView) -> "Figure":
@@ -82,6 +84,60 @@ def draw_layers(view: AnalysisView) -> "Figure":
         fontsize=10,
     )
     return figure
+
+
+def draw_alignment(rows: list[dict[str, Any]], metric: str, fraction: float) -> "Figure":
+    """Area under the curve and adjusted mutual information by layer, one line per combination.
+
+    Args:
+        rows: from `analysis.alignment.alignment_by_layer`.
+        metric: importance metric.
+        fraction: fraction of the neurons of each layer that tasks select.
+    """
+    figure = _figure(width=12, height=5.2)
+    areas, information = _row_of_axes(figure, 2)
+    pairs = sorted({(row["experts"], row["run"]) for row in rows})
+    for experts, run in pairs:
+        of_pair = [row for row in rows if (row["experts"], row["run"]) == (experts, run)]
+        label = f"{experts} ({of_pair[0]['method']}), scores of {run}"
+        layers = [row["layer"] for row in of_pair]
+        for axes, name in ((areas, "auc"), (information, "ami")):
+            mean, spread = (
+                np.array([row[key] for row in of_pair], dtype=float)
+                for key in (name, f"{name}_std")
+            )
+            (line,) = axes.plot(layers, mean, marker=".", label=label)
+            axes.fill_between(
+                layers, mean - spread, mean + spread, alpha=0.15, color=line.get_color()
+            )
+        if (experts, run) == pairs[0]:
+            for key, text in (("auc_best", "best"), ("auc_random", "random selection")):
+                heights = [row[key] for row in of_pair]
+                areas.plot(layers, heights, color="0.5", linestyle=":", label=text)
+    areas.set(title="area under the curve", xlabel="layer")
+    information.set(title="adjusted mutual information", xlabel="layer")
+    information.axhline(0, color="0.6", linestyle=":")
+    figure.legend(
+        *areas.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2
+    )
+    figure.suptitle(
+        f"Experts and the top {fraction:.1%} neurons of each layer ({metric}): mean over tasks, "
+        "shaded one standard deviation",
+        fontsize=10,
+    )
+    return figure
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise AnalysisError(
+            f"cannot write pictures to {path.parent}: {error.strerror or error}. Give a folder "
+            "that can be written."
+        ) from error
+    return path
 
 
 def _figure(*, width: float, height: float) -> "Figure":

@@ -59,14 +59,13 @@ class Steps:
 
     def take(self, other: "Steps", name: str, *, into: str) -> None:
         """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
-        rows = pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name))
-        self.put(rows, into=into)
+        self.give(into, pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name)))
 
-    def put(self, rows: pa.Table | pa.RecordBatchReader, *, into: str) -> None:
-        """Make rows from elsewhere the table ``computed_<into>``."""
-        self._connection.register("taken", rows)
-        execute(self._connection, f"create temp table computed_{into} as from taken")
-        self._connection.unregister("taken")
+    def give(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:
+        """Make ``computed_<name>`` of rows that were computed elsewhere."""
+        self._connection.register("given", rows)
+        execute(self._connection, f"create temp table computed_{name} as from given")
+        self._connection.unregister("given")
 
     def schema(self, name: str) -> pa.Schema:
         """Columns of ``computed_<name>``."""

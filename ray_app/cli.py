@@ -473,6 +473,66 @@ def prune(
     )
 
 
+@cli.command()
+@_STORE
+@_RUN
+@click.option("--clusters", required=True, type=int, help="Experts of each layer.")
+@click.option(
+    "--method",
+    default="kmeans",
+    show_default=True,
+    help="kmeans: balanced k-means on unit rows of the input projection; random: a control.",
+)
+@click.option(
+    "--projection",
+    default="up",
+    show_default=True,
+    help="Whose rows kmeans clusters: up, or gate of gated MLPs.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of centres and shuffling."
+)
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="One Ray task per layer, where RAY_ADDRESS says or here."
+)
+def experts(store: str, run: str | None, *, on_ray: bool, **options: Any) -> None:
+    """Group the MLP neurons of each layer of a run into experts of equal size."""
+    from ray_app.commands import experts
+
+    experts.experts(store, run, options, on_ray=on_ray)
+
+
+@cli.command()
+@_STORE
+@click.argument("experts", nargs=-1, required=True)
+@click.option(
+    "--fractions",
+    type=_Numbers(),
+    default="0.01,0.05",
+    show_default=True,
+    help="Fractions of the neurons of each layer to select.",
+)
+@click.option(
+    "--metric", default="abs", show_default=True, help="abs, rms, std, sqrt, freq, mean or rand."
+)
+@click.option(
+    "--simulations",
+    type=click.IntRange(min=2),
+    default=1000,
+    show_default=True,
+    help="Random selections that each is compared with.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of these."
+)
+@click.option("--plots", type=_PATH, help="Also draw pictures into this folder.")
+def align(store: str, experts: tuple[str, ...], *, plots: Path | None, **options: Any) -> None:
+    """Compare EXPERTS (ids of analyses) with what tasks select, in each run that they are of."""
+    from ray_app.commands import experts as commands
+
+    commands.align(store, experts, options, plots=plots)
+
+
 def main() -> None:
     """Run the command line; user errors print one sentence and exit with status 2."""
     if not sys.stderr.isatty():

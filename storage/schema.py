@@ -903,10 +903,129 @@ _ABLATION_TABLES = (
     ),
 )
 
+_METHOD = _column(
+    "method",
+    pa.string(),
+    "kmeans: balanced k-means on unit rows of the input projection; random: dealt out at random",
+)
+_EXPERT = _column("expert", pa.int32(), "index of the expert inside its layer, from 0")
+
+_COMPARED_EXPERTS = (
+    _column("experts", pa.string(), "id of the analysis that made the experts"),
+    _column("experts_run", pa.string(), "id of the run whose weights they were made of"),
+    _METHOD,
+    _column("run", pa.string(), "id of the run whose scores select"),
+    _TASK,
+    _METRIC,
+    _SITE,
+    _FRACTION,
+    _LAYER,
+)
+
+_EXPERT_TABLES = (
+    Table(
+        name="clusters",
+        owner="analysis",
+        purpose="The experts that the neurons of each layer were grouped into.",
+        grain="one row per (analysis, site, layer, neuron)",
+        schema=pa.schema([_RUN, _SITE, _METHOD, _LAYER, _NEURON, _EXPERT]),
+    ),
+    Table(
+        name="cluster_layers",
+        owner="analysis",
+        purpose="How the neurons of each layer were grouped, and how alike those of an expert are.",
+        grain="one row per (analysis, site, layer)",
+        schema=pa.schema(
+            [
+                _RUN,
+                _SITE,
+                _METHOD,
+                _LAYER,
+                _column("num_neurons", pa.int32(), "number of neurons"),
+                _column("num_experts", pa.int32(), "number of experts"),
+                _column("smallest", pa.int32(), "neurons of the smallest expert"),
+                _column("largest", pa.int32(), "neurons of the largest expert"),
+                _column(
+                    "inertia",
+                    pa.float64(),
+                    "sum of squared distances of unit rows to the mean of their expert; null if "
+                    "rows were not read, as the next two columns",
+                    nullable=True,
+                ),
+                _column(
+                    "total_inertia", pa.float64(), "the same if all were one expert", nullable=True
+                ),
+                _column("num_iterations", pa.int32(), "iterations of k-means", nullable=True),
+            ]
+        ),
+    ),
+    Table(
+        name="cluster_alignment",
+        owner="analysis",
+        purpose="Whether the neurons that a task selects in a layer lie together in experts.",
+        grain="one row per (analysis, experts, run, task, metric, site, fraction, layer)",
+        schema=pa.schema(
+            [
+                *_COMPARED_EXPERTS,
+                _column("num_neurons", pa.int32(), "number of neurons, d"),
+                _column("num_experts", pa.int32(), "number of experts, C"),
+                _column("num_selected", pa.int32(), "number of selected neurons, s"),
+                _column(
+                    "curve",
+                    pa.list_(pa.int32()),
+                    "y_i: selected neurons in the i experts that hold most, i from 0 to min(s, C)",
+                ),
+                _column("auc", pa.float64(), "(y_0 + ... + y_(x-1)) / (x * y_x), x = min(s, C)"),
+                _column("auc_best", pa.float64(), "largest auc that experts of these sizes allow"),
+                _column("auc_random", pa.float64(), "mean auc of s neurons drawn at random"),
+                _column("auc_random_std", pa.float64(), "standard deviation of the same"),
+                _column(
+                    "p_value",
+                    pa.float64(),
+                    "(1 + random selections of at least this auc) / (1 + random selections)",
+                ),
+                _column(
+                    "ami",
+                    pa.float64(),
+                    "adjusted mutual information of experts and selection: 1 if every expert is "
+                    "selected wholly or not at all, 0 on average by chance; null if C = 1 or s = d",
+                    nullable=True,
+                ),
+            ]
+        ),
+    ),
+    Table(
+        name="cluster_enrichment",
+        owner="analysis",
+        purpose="Whether an expert holds more neurons of a task's selection than chance gives it.",
+        grain="one row per (analysis, experts, run, task, metric, site, fraction, layer, expert)",
+        schema=pa.schema(
+            [
+                *_COMPARED_EXPERTS,
+                _EXPERT,
+                _column("size", pa.int32(), "neurons of the expert"),
+                _column("held", pa.int32(), "how many of them the task selects"),
+                _column("expected", pa.float64(), "the same by chance: selected * size / neurons"),
+                _column("lift", pa.float64(), "held / expected"),
+                _column(
+                    "p_value", pa.float64(), "hypergeometric P(at least this many held by chance)"
+                ),
+            ]
+        ),
+    ),
+)
+
 TABLES: Mapping[str, Table] = MappingProxyType(
     {
         table.name: table
-        for table in (*_RUN_TABLES, *_ANALYSIS_TABLES, _DRIFT, _PERSISTENCE, *_ABLATION_TABLES)
+        for table in (
+            *_RUN_TABLES,
+            *_ANALYSIS_TABLES,
+            _DRIFT,
+            _PERSISTENCE,
+            *_ABLATION_TABLES,
+            *_EXPERT_TABLES,
+        )
     }
 )
 """Every table by name."""

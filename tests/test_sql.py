@@ -29,7 +29,7 @@ def sql_files() -> list[tuple[str, str]]:
 EXAMPLES = {
     "sites": ["mlp"], "metrics": ["abs"], "fractions": [0.1], "rest": 0.9, "seed": 0, "count": 3,
     "eps_mlp": 0.001, "eps_attn": 0.0001, "fraction": 0.1, "layer": 0, "neuron": 0, "context": 3,
-    "per_sample": False,
+    "per_sample": False, "experts": ["a"],
 }  # fmt: skip
 """Values of parameters that are not text."""
 
@@ -53,7 +53,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
         "metric": pa.string(), "site": pa.string(), "fraction": pa.float64(), "layer": pa.int16(),
         "correlation": pa.float64(), "p_value": pa.float64(), "num_permutations": pa.int64(),
     }  # fmt: skip
-    steps.put(pa.schema(columns).empty_table(), into="mantel")  # Made by NumPy, not by SQL.
+    steps.give("mantel", pa.schema(columns).empty_table())  # Made by NumPy, not by SQL.
     return connection
 
 
@@ -91,7 +91,9 @@ def test_every_file_states_what_it_is(package: str, name: str) -> None:
     query = load_query(package, name)
     assert query.name == name
     assert query.purpose.endswith(".")
+    assert query.grain
     assert all(query.params.values()), "every parameter needs an explanation"
+    assert query.params.keys() == set(re.findall(r"\$([a-z_]+)", query.text))
 
 
 @pytest.mark.parametrize(("package", "name"), [key for key in sql_files() if not is_view(key)])

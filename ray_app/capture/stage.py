@@ -24,12 +24,20 @@ from ray_app.capture.recorders import SiteKey
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.capture.spec import StageSpec
 from ray_app.models.hooks import read_inputs
-from ray_app.models.loading import load_stage, locate_model
+from ray_app.models.loading import ModelFiles, load_stage, locate_model
 from ray_app.models.parts import StageModel
 from ray_app.models.sites import confirm_sites
+from ray_app.study import ModelSettings
 from storage import ActlakeError, FileRecord, StoreFiles, layout
 
-__all__ = ["CaptureError", "Stage", "StageSpec", "build_stage", "load_stage_model"]
+__all__ = [
+    "CaptureError",
+    "Stage",
+    "StageSpec",
+    "build_stage",
+    "load_stage_model",
+    "locate_planned",
+]
 
 
 def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
@@ -49,16 +57,31 @@ def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
 def load_stage_model(spec: StageSpec, *, device: str = "cpu") -> StageModel:
     """The model of a stage, with its sites confirmed; errors as `build_stage`."""
     torch.set_num_threads(spec.threads)
-    files = locate_model(spec.model)
-    if files.fingerprint != spec.fingerprint:
-        raise CaptureError(
-            f"the weights of {spec.model.source!r} differ from those the run was planned with "
-            f"({files.fingerprint[:20]}, planned {spec.fingerprint[:20]}): restore them, or start "
-            "a new run."
-        )
+    files = locate_planned(spec.model, spec.fingerprint)
     stage = load_stage(spec.model, files, range(spec.start, spec.stop), device=device)
     confirm_sites(stage.model, list(spec.sites), stage.architecture, run=stage.probe)
     return stage
+
+
+def locate_planned(settings: ModelSettings, fingerprint: str) -> ModelFiles:
+    """The files of a run's model.
+
+    Args:
+        settings: which model.
+        fingerprint: the weights that the run was planned with.
+
+    Raises:
+        CaptureError: if the weights are others now.
+        ModelError: if they are not there.
+    """
+    files = locate_model(settings)
+    if files.fingerprint != fingerprint:
+        raise CaptureError(
+            f"the weights of {settings.source!r} differ from those the run was planned with "
+            f"({files.fingerprint[:20]}, planned {fingerprint[:20]}): restore them, or start a new "
+            "run."
+        )
+    return files
 
 
 class Stage:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ray_app.hub import why_unreachable
 from ray_app.models.architecture import Architecture
@@ -18,6 +18,7 @@ from ray_app.models.parts import StageModel, find_parts, whole_parts
 from ray_app.models.sites import layer_prefixes
 from ray_app.models.timm_models import locate_timm, timm_name, timm_transformer
 from ray_app.models.transformers_models import CausalModel, ImageClassifier, reads_images
+from ray_app.models.weights import read_tensors
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "locate_model",
     "quiet_transformers",
+    "read_tensor",
 ]
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -190,6 +192,27 @@ def load_stage(
     ) as error:
         raise _cannot_load("weights", settings, error) from error
     return StageModel(model.eval().requires_grad_(False), architecture, parts, layers)
+
+
+def read_tensor(settings: ModelSettings, files: ModelFiles, names: frozenset[str]) -> Tensor | None:
+    """One tensor of a checkpoint of transformers, as it is stored; nothing else of it is read.
+
+    Args:
+        settings: which model.
+        files: from `locate_model`.
+        names: names that the tensor may have.
+
+    Returns:
+        The tensor, or None if the checkpoint has none of that name.
+
+    Raises:
+        ModelError: if the checkpoint cannot be read.
+    """
+    try:
+        found = read_tensors(files.name, settings.revision, names.__contains__)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load("weights", settings, error) from error
+    return next((tensor[:] for tensor in found.values()), None)
 
 
 def _locate_gguf(settings: ModelSettings, path: Path) -> ModelFiles:

@@ -20,7 +20,7 @@ from ray_app.models.architecture import Architecture
 from ray_app.models.errors import ModelError
 from ray_app.models.hooks import read_inputs
 
-__all__ = ["SiteLocation", "confirm_sites", "find_sites", "layer_prefixes"]
+__all__ = ["SiteLocation", "confirm_sites", "find_sites", "layer_prefixes", "linear_shape"]
 
 Probe = dict[tuple[str, int], list[Tensor]]
 """What each (site, layer) read, one (positions, width) tensor per call."""
@@ -85,7 +85,7 @@ def find_sites(
                     f"model.site_modules.{site}: {names[site]!r} is no linear map; linear modules "
                     f"of layer {layer} are: {_linear_names(modules[prefix], prefix)}."
                 )
-            width = _shape(modules[names[site]])[0]
+            width = linear_shape(modules[names[site]])[0]
             found.append(
                 SiteLocation(
                     site=site,
@@ -218,7 +218,7 @@ def layer_prefixes(model: nn.Module, num_layers: int) -> list[str]:
 def _projections(layer: nn.Module, prefix: str, hidden: int, attn_width: int) -> dict[str, str]:
     groups: dict[str, list[tuple[str, int, int]]] = {}
     for name, module in _linears(layer):
-        groups.setdefault(name.rpartition(".")[0], []).append((name, *_shape(module)))
+        groups.setdefault(name.rpartition(".")[0], []).append((name, *linear_shape(module)))
     mlp = [group[-1] for group in groups.values() if _is_mlp(group, hidden)]
     closing = [
         [entry for entry in group if entry[1:] == (attn_width, hidden)]
@@ -254,7 +254,7 @@ def _linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear map; GPT-2's Conv1D keeps its weight transposed."""
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]

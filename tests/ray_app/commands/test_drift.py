@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ray_app.cli import main
 from ray_app.run import Run
 from storage import TABLES
 
@@ -22,26 +21,6 @@ def two_runs(
     given = capture_locally(write_study(), store)
     random = capture_locally(write_study(name="tiny-random"), store, "model.init=random")
     return str(store), given.id, random.id
-
-
-@pytest.fixture
-def actlake(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process; (status, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["actlake", *arguments])
-        monkeypatch.setenv("COLUMNS", "80")
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 Actlake = Callable[..., tuple[int, str, str]]
