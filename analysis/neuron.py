@@ -31,6 +31,8 @@ class NeuronView:
     """Neurons of its site and layer."""
     head: int | None
     """Its attention head; None at the MLP."""
+    modality: str
+    """'language' or 'image'."""
     top: int
     """Activations of each kind that the run keeps of a neuron."""
 
@@ -62,7 +64,7 @@ class NeuronView:
             task: of this task; of all tasks together if not given.
             count: most rows of each kind; as many as are kept if not given.
             per_sample: only the best of each sample. There may be fewer than `count` then.
-            context: tokens on either side.
+            context: tokens of a text on either side.
 
         Returns:
             kind ('highest' or 'lowest'), rank (from 1), value, task, sample, position, source,
@@ -93,7 +95,8 @@ class NeuronView:
             task=task,
             per_sample=per_sample,
             count=self.top if count is None else count,
-            context=context,
+            # Patches have no text, and their neighbours lie on all sides.
+            context=0 if self.modality == "image" else context,
         )
 
     def _kept(self) -> str:
@@ -145,6 +148,7 @@ def open_neuron(store: Store, run: str, *, site: str, layer: int, neuron: int) -
         neuron=neuron,
         width=width,
         head=None if head_dim is None else neuron // head_dim,
+        modality=record["model"]["modality"],
         top=record["capture"]["top"],
     )
 

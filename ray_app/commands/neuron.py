@@ -35,6 +35,7 @@ def neuron(
     """Print what is known of one neuron; the options are those of `NeuronView.examples`."""
     store = open_store(store_path)
     view = open_neuron(store, store.resolve_run(run), site=site, layer=layer, neuron=neuron)
+    examples = view.examples(task=task, count=count, per_sample=per_sample)
     console = Console(highlight=False)
     head = "" if view.head is None else f", head {view.head}"
     console.print(
@@ -45,14 +46,16 @@ def neuron(
     console.print(_statistics(view))
     if has_analysis(store, view.run):
         scored = newest_analysis(store, view.run)
-        if rows := view.scores(scored):
-            console.print(_scores(rows, scored))
+        if scores := view.scores(scored):
+            console.print(_scores(scores, scored))
     width = shutil.get_terminal_size().columns
-    rows = view.examples(task=task, count=count, per_sample=per_sample)
     for kind in ("highest", "lowest"):
-        of_kind = [row for row in rows if row["kind"] == kind]
+        of_kind = [row for row in examples if row["kind"] == kind]
         for line in _examples(of_kind, kind, task, width):
             console.print(line, soft_wrap=True)
+        if per_sample and len(of_kind) < (count or view.top):
+            console.print(Text(f"{_INDENT}All that was kept lies in {len(of_kind)} sample(s)."))
+        console.print()
     planned = store.run_record(view.run)["shards"]
     committed = store.committed(view.run)
     if len(committed) < len(planned):
@@ -69,15 +72,8 @@ def _statistics(view: NeuronView) -> Table:
 
 
 def _scores(rows: list[dict[str, Any]], scored: AnalysisView) -> Table:
-    among = "of all layers" if scored.within == "model" else "of its layer"
-    table = _table(
-        f"Scores by {scored.metric} against {scored.reference}, ranked among those {among}",
-        "importance",
-        "score",
-        "rank",
-        "of",
-        "in the top",
-    )
+    title = f"Scores by {scored.metric} against {scored.reference}"
+    table = _table(title, "importance", "score", "rank", "of", "in the top")
     for row in rows:
         fractions = ", ".join(f"{fraction:g}" for fraction in row["fractions"]) or "-"
         table.add_row(
@@ -106,7 +102,6 @@ def _examples(
         if number > 1:
             named = cut_start(printable(source), width // 2)
             yield Text(f"{_INDENT}{number} of them are of one document: {named}", style="italic")
-    yield Text()
 
 
 def _context(row: dict[str, Any], width: int) -> Text:

@@ -139,7 +139,7 @@ def tables_of(run: Run) -> list[pa.Table]:
         run.store.table(f"select * exclude (bytes, num_files) from {table} order by all")
         if table == "commits"
         else run.store.table(f"select * from {table} order by all")
-        for table in ("samples", "tokens", "stats", "commits", "quarantine")
+        for table in ("samples", "tokens", "stats", "top", "commits", "quarantine")
     ]
 
 

@@ -52,7 +52,7 @@ def pipelines_of(
 def tables_of(store: Store) -> list[pa.Table]:
     return [
         store.sql(f"select * from {table} order by all").to_arrow_table()
-        for table in ("samples", "tokens", "stats", "commits")
+        for table in ("samples", "tokens", "stats", "top", "commits")
     ]
 
 
@@ -86,7 +86,7 @@ def test_stages_and_replicas_commit_what_one_stage_commits(
         assert contents[0] == contents[1]
         assert {path: contents[0][path] for path in tokens} == tokens
         # Statistics lie in one file per stage; their rows are the same.
-        for ours, theirs in zip(tables_of(run.store)[:3], expected[:3], strict=True):
+        for ours, theirs in zip(tables_of(run.store)[:4], expected[:4], strict=True):
             assert ours.equals(theirs)
         stats = [path for path in contents[0] if "/stats/" in path]
         assert len(stats) == num_stages * len(run.shards)
@@ -102,7 +102,7 @@ def test_other_kinds_cut_in_five_commit_what_one_stage_commits(
     driver.capture(whole, LocalWorkers(build_stage(whole.stage_spec())), NoProgress())
     pipelines = pipelines_of(cut, CUTS[5], 1, inline_pipeline)
     driver.capture(cut, Scheduler(pipelines, inline_calls, max_deaths=0), NoProgress())
-    for ours, theirs in zip(tables_of(cut.store)[:3], tables_of(whole.store)[:3], strict=True):
+    for ours, theirs in zip(tables_of(cut.store)[:4], tables_of(whole.store)[:4], strict=True):
         assert ours.equals(theirs)
 
 

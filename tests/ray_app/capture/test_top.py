@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 
 from ray_app.capture.top import NativeTopAccumulator, TopAccumulator
 from ray_app.run import Run
-from storage import verify_store
-
-Best = tuple[np.ndarray, np.ndarray]
+from storage import layout, verify_store
 
 
-def sorted_whole(z: np.ndarray, places: np.ndarray, k: int) -> Best:
+def sorted_whole(z: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """What is to be kept of (positions, width) activations: values and places."""
     found = []
     for signed in (-z, z):
@@ -61,28 +59,14 @@ def test_what_is_kept_equals_a_full_sort(
                 padded = torch.full((2 * len(block), block.shape[1]), 1e4, dtype=block.dtype)
                 counted = 2 * torch.arange(len(block)) + 1
                 padded[counted] = block
-                top.add(padded, places[start : start + len(block)], counted)
+                with torch.inference_mode():  # As in a stage.
+                    top.add(padded, places[start : start + len(block)], counted)
                 start += len(block)
         finally:
             torch.set_num_threads(before)
         for found, wanted in zip(top.best(), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
         assert not (np.signbit(top.best()[0]) & (top.best()[0] == 0)).any()
-
-
-def top_of(run: Run, **key: Any) -> dict[tuple[str, int], list[tuple[Any, ...]]]:
-    """(value, task, sample, position) by (kind, neuron), in the order of rank."""
-    where = " and ".join(f"{name} = ${name}" for name in key)
-    found: dict[tuple[str, int], list[tuple[Any, ...]]] = {}
-    query = (
-        "select kind, neuron, rank, value, sample, position from top_activations "
-        f"where {where} order by kind, neuron, rank"
-    )
-    for kind, neuron, rank, *row in run.store.sql(query, key).fetchall():
-        of_neuron = found.setdefault((kind, neuron), [])
-        of_neuron.append(tuple(row))
-        assert rank == len(of_neuron)
-    return found
 
 
 def counted_places(run: Run, task: str, num_counted: dict[int, int]) -> np.ndarray:
@@ -138,3 +122,16 @@ def test_a_filter_on_one_neuron_reaches_the_row_groups(
     assert len(scans) == 2
     for scan in scans:
         assert set(scan["Filters"]) >= {"(site = 'mlp')", "(layer = 1)", "(neuron = 5)"}, scan
+
+
+def test_a_shard_without_its_top_activations_is_named(
+    write_study: Callable[..., Path], capture_locally: Callable[..., Run]
+) -> None:
+    run = capture_locally(write_study(), None, "capture.tokens=20")
+    files, path = run.store.files, layout.commit_path(run.id, "code", 0)
+    record = files.get_json(path)
+    record["files"] = [file for file in record["files"] if file["table"] != "top"]
+    files.put_json(path, record)
+    [problem] = verify_store(run.store).problems
+    assert "task code, shard 0: " in problem
+    assert "top_length 5, least_top None, most_top None, top_rows None" in problem

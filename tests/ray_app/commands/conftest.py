@@ -1,4 +1,4 @@
-"""The command line in this process."""
+"""The command line on a terminal of 80 columns, without another process."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ def actlake(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs the command line in this process; (status, standard output, standard error)."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["actlake", *arguments])
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["actlake", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "80")
         status = 0
         try:

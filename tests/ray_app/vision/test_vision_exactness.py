@@ -16,6 +16,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.nn.functional import cross_entropy
 
+from analysis.neuron import open_neuron
 from analysis.summary import task_accuracy
 from ray_app.capture import driver
 from ray_app.capture.stage import build_stage
@@ -157,6 +158,10 @@ def check_top(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray
         np.testing.assert_allclose(found["value"], expected, rtol=0, atol=slack)
         where = np.searchsorted(samples, found["sample"]), found["position"], found["neuron"]
         np.testing.assert_allclose(by_sample[where], found["value"], rtol=0, atol=slack)
+        shown = open_neuron(run.store, run.id, site=site, layer=layer, neuron=0)
+        for row in shown.examples(task=task):
+            assert row["token"].startswith("[")
+            assert row["before"] == row["after"] == ""
 
 
 def check_predictions(
