@@ -84,7 +84,8 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
     vision_folder: Callable[[str], Path],
     kind: str,
 ) -> None:
-    run = capture_locally(write_vision_study(kind), None, "capture.pooled=[max, mean]")
+    kept = ["capture.pooled=[max, mean]", "capture.values={encoding: float32}"]
+    run = capture_locally(write_vision_study(kind), None, *kept)
     assert run.record["model"]["modality"] == "image"
     for task in ("crabs", "fish", "all"):
         key = {"run": run.id, "task": task}
@@ -98,6 +99,7 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
         activations, logits = run_plainly(kind, vision_folder(kind), rows)
         check_statistics(run, task, activations)
         check_pooled(run, task, activations)
+        check_values(run, task, activations)
         check_predictions(run, task, rows, logits)
 
 
@@ -133,6 +135,17 @@ def check_pooled(run: Run, task: str, activations: dict[tuple[str, int], np.ndar
         for name, expected in {"max": by_sample.max(1), "mean": by_sample.mean(1)}.items():
             values = found[name].reshape(num_samples, -1)
             np.testing.assert_allclose(values, expected, rtol=0, atol=slack, err_msg=name)
+
+
+def check_values(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray]) -> None:
+    for (site, layer), z in activations.items():
+        blocks = list(run.store.matrix_blocks(site, layer, task, run=run.id))
+        sample, position, values = (
+            np.concatenate([getattr(block, name) for block in blocks])
+            for name in ("sample", "position", "values")
+        )
+        found = values[np.lexsort((position, sample))]
+        np.testing.assert_allclose(found, z, rtol=0, atol=2e-6 * np.abs(z).max())
 
 
 def check_predictions(
