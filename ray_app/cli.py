@@ -54,6 +54,23 @@ class _Numbers(click.ParamType[list[float]]):
             self.fail(f"{value!r} is not a list of numbers such as 0.01,0.05", param, ctx)
 
 
+class _Indices(click.ParamType[list[int]]):
+    """Indices and ranges of them, separated by commas."""
+
+    name = "indices"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        found: list[int] = []
+        for part in str(value).split(","):
+            first, _, last = part.partition("-")
+            if not (first.isdecimal() and (last or first).isdecimal()):
+                self.fail(f"{value!r} is not a list of indices such as 0-99,512", param, ctx)
+            found.extend(range(int(first), int(last or first) + 1))
+        return found
+
+
 class _Names(click.ParamType[list[str]]):
     """Names separated by commas."""
 
@@ -260,6 +277,21 @@ def sql(store: str, query: str, result_format: str, output: Path | None, max_row
 
     text = sys.stdin.read() if query == "-" else query
     commands.sql(store, text, result_format=result_format, output=output, max_rows=max_rows)
+
+
+@cli.command()
+@_STORE
+@click.option("--site", required=True, help="'attn' or 'mlp'.")
+@click.option("--layer", type=int, required=True, help="Index of the layer.")
+@click.option("--task", required=True, help="Name of the task.")
+@_RUN
+@click.option("--neurons", type=_Indices(), help="Which neurons, such as 0-99,512; all of them.")
+@click.option("--output", type=_PATH, required=True, help="The Parquet file to write.")
+def export(store: str, output: Path, **place: Any) -> None:
+    """Write raw values of the STORE as a Parquet file of positions by neurons."""
+    from ray_app.commands import query
+
+    query.export(store, output, **place)
 
 
 @cli.command()

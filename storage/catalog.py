@@ -322,7 +322,7 @@ def fetch(
     try:
         return relation.to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+        raise _failed(error) from error
 
 
 def render(
@@ -339,7 +339,7 @@ def render(
         with contextlib.redirect_stdout(text):
             relation.show(max_width=max_width, max_rows=max_rows)
     except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+        raise _failed(error) from error
     return text.getvalue().rstrip("\n")
 
 
@@ -360,7 +360,17 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
             f"copy actlake_export to {quote(str(path))} ({EXPORT_FORMATS[file_format]})"
         )
     except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+        raise _failed(error) from error
+
+
+def _failed(error: duckdb.Error) -> QueryError:
+    """What a query that was right failed with."""
+    # Its own kinds of errors say enough; what a Parquet page made it stumble over has no kind.
+    if type(error) in (duckdb.Error, duckdb.IOException):
+        return QueryError(
+            f"the store cannot be read, `actlake verify` names what is damaged: {error}"
+        )
+    return QueryError(str(error))
 
 
 def views_script(files: StoreFiles) -> str:

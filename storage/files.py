@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -275,10 +275,15 @@ class StoreFiles:
         """What `use` makes of a Parquet file, of which it may read parts.
 
         Raises:
-            DamagedFileError: if the file is missing or is not Parquet.
+            DamagedFileError: if the file is missing or is not Parquet, or a page that is read does
+                not have its checksum.
         """
+
+        def opened(file: BinaryIO) -> Result:
+            return use(pq.ParquetFile(file, page_checksum_verification=True))
+
         try:
-            return self._backend.using(path, lambda file: use(pq.ParquetFile(file)))
+            return self._backend.using(path, opened)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error
 

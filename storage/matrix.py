@@ -1,10 +1,12 @@
 """Raw values as matrices of positions by neurons: what probes, autoencoders and clustering take."""
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +20,14 @@ from storage.sqlfiles import load_query
 if TYPE_CHECKING:
     from storage.store import Store
 
-__all__ = ["MatrixBlock", "ValuesSelection", "read_blocks", "read_matrix", "select_values"]
+__all__ = [
+    "MatrixBlock",
+    "ValuesSelection",
+    "export_matrix",
+    "read_blocks",
+    "read_matrix",
+    "select_values",
+]
 
 Result = TypeVar("Result")
 
@@ -175,6 +184,49 @@ def read_matrix(store: "Store", selection: ValuesSelection, *, dtype: Any) -> np
         matrix[start : start + len(block.values)] = block.values
         start += len(block.values)
     return matrix
+
+
+def export_matrix(store: "Store", selection: ValuesSelection, path: Path) -> int:
+    """Write the matrix of a selection as one Parquet file, a row for each position.
+
+    Its columns are sample, position and activations, a list of fixed size: what datasets and Arrow
+    take for a vector.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DamagedFileError: if a file cannot be read.
+        StoreError: if the file cannot be written.
+    """
+    schema = pa.schema(
+        {
+            "sample": pa.int32(),
+            "position": pa.int32(),
+            "activations": pa.list_(pa.float32(), len(selection.neurons)),
+        }
+    )
+    # The temporary name keeps a failure from leaving half a file behind.
+    temporary = path.with_name(f".{path.name}.tmp")
+    rows = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for block in read_blocks(store, selection, dtype=np.float32, max_bytes=_SLICE_BYTES):
+                flat = pa.array(block.values.reshape(-1))
+                vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.types[2])
+                columns = [pa.array(block.sample), pa.array(block.position), vectors]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                rows += len(block.values)
+        temporary.replace(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise StoreError(
+            f"cannot write {path}: {reason}. Give the name of a file in a folder that is "
+            "there and can be written."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
 
 
 def _places(store: "Store", selection: ValuesSelection) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -368,6 +368,7 @@ _RUN_TABLES = (
                 "use_dictionary": ["head", "code.list.element"],
                 "column_encoding": {"value.list.element": "BYTE_STREAM_SPLIT"},
                 "write_statistics": ["block", "neuron"],
+                "write_page_checksum": True,
                 "write_page_index": False,
                 "write_batch_size": 1 << 16,
             }

@@ -44,7 +44,8 @@ def encode_rows(z: np.ndarray, encoding: Encoding) -> dict[str, pa.Array]:
         HalfOverflowError: if they are infinite in float16.
     """
     rows, length = z.shape
-    values = z.astype(np.float16, copy=False) if encoding == "float16" else z
+    with np.errstate(over="ignore"):  # Found below.
+        values = z.astype(np.float16, copy=False) if encoding == "float16" else z
     values = values.astype(np.float32, copy=False)
     peak = np.maximum(values.max(1, initial=0), -values.min(1, initial=0))
     schema = TABLES["values"].schema

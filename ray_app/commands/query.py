@@ -1,4 +1,4 @@
-"""``actlake sql``, ``views``, ``status`` and ``verify``: reading a store."""
+"""``actlake sql``, ``export``, ``views``, ``status`` and ``verify``: reading a store."""
 
 import shutil
 import sys
@@ -49,6 +49,25 @@ def show(store: Store, query: str, *, max_rows: int = 40) -> None:
     """Print a query's result as a table that fits the terminal."""
     width = shutil.get_terminal_size((_WIDTH_WITHOUT_TERMINAL, 24)).columns
     click.echo(store.render(query, max_width=width, max_rows=max_rows))
+
+
+def export(
+    store_path: str,
+    output: Path,
+    *,
+    site: str,
+    layer: int,
+    task: str,
+    run: str | None,
+    neurons: list[int] | None,
+) -> None:
+    """Write raw values as positions by neurons."""
+    from storage.matrix import export_matrix, select_values
+
+    store = open_store(store_path)
+    chosen = select_values(store, site, layer, task, run=run, neurons=neurons)
+    rows = export_matrix(store, chosen, output)
+    click.echo(f"{rows:,} positions x {len(chosen.neurons):,} neurons in {output}")
 
 
 def views(store_path: str) -> None:

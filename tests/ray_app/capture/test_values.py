@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
 from ray_app.capture import driver
 from ray_app.capture.errors import CaptureError
 from ray_app.capture.stage import build_stage
 from ray_app.capture.values import ValuesRecorder, draw_positions
 from ray_app.capture.workers import LocalWorkers
+from ray_app.cli import cli
 from ray_app.progress import NoProgress
 from ray_app.run import Run
 from storage import verify_store
@@ -75,6 +78,19 @@ def test_values_are_those_of_the_hooks(
                 steps = np.abs(z.numpy()).max(0) / 127
                 assert (error <= 0.501 * steps).all()
                 assert off.max() > 0
+
+
+def test_the_export_command_writes_the_neurons_that_it_is_asked_for(
+    write_study: Callable[..., Path], capture_locally: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = capture_locally(write_study(), None, "capture.values={layers: [1]}")
+    output = tmp_path / "values.parquet"
+    place = ["--site", "mlp", "--layer", "1", "--task", "code", "--output", str(output)]
+    done = CliRunner().invoke(cli, ["export", run.store.files.root, *place, "--neurons", "4-6,2"])
+    assert done.output == f"160 positions x 4 neurons in {output}\n"
+    found = pq.read_table(output)["activations"].combine_chunks().flatten().to_numpy()
+    expected = run.store.matrix("mlp", 1, "code", neurons=[4, 5, 6, 2])
+    np.testing.assert_array_equal(found.reshape(-1, 4), expected)
 
 
 def test_stages_and_kernels_write_the_same_files(

@@ -87,7 +87,8 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
     vision_folder: Callable[[str], Path],
     kind: str,
 ) -> None:
-    run = capture_locally(write_vision_study(kind), None, "capture.pooled=[max, mean]")
+    kept = ["capture.pooled=[max, mean]", "capture.values={encoding: float32}"]
+    run = capture_locally(write_vision_study(kind), None, *kept)
     assert run.record["model"]["modality"] == "image"
     for task in ("crabs", "fish", "all"):
         key = {"run": run.id, "task": task}
@@ -102,6 +103,7 @@ def test_statistics_and_predictions_are_those_of_the_plain_model(
         check_statistics(run, task, activations)
         check_pooled(run, task, activations)
         check_top(run, task, activations)
+        check_values(run, task, activations)
         check_predictions(run, task, rows, logits)
 
 
@@ -162,6 +164,17 @@ def check_top(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray
         for row in shown.examples(task=task):
             assert row["token"].startswith("[")
             assert row["before"] == row["after"] == ""
+
+
+def check_values(run: Run, task: str, activations: dict[tuple[str, int], np.ndarray]) -> None:
+    for (site, layer), z in activations.items():
+        blocks = list(run.store.matrix_blocks(site, layer, task, run=run.id))
+        sample, position, values = (
+            np.concatenate([getattr(block, name) for block in blocks])
+            for name in ("sample", "position", "values")
+        )
+        found = values[np.lexsort((position, sample))]
+        np.testing.assert_allclose(found, z, rtol=0, atol=2e-6 * np.abs(z).max())
 
 
 def check_predictions(
