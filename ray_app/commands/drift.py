@@ -29,8 +29,8 @@ top: % of A's selection {scope} that B shares; chance: the fraction
 loss in nats, top-1 in percentage points: B - A"""
 
 _PERSISTENCE_LEGEND = """\
-corr: correlation over pairs of tasks of the share they have in common in A and in B;
-p: orders of the tasks that correlate as much; same: % of A's selections that B shares"""
+corr: over pairs of tasks, of the share they have in common in A and in B
+p: share of orders of the tasks with as large a corr; same: % of A that B shares"""
 
 
 def drift(

@@ -39,9 +39,14 @@ def test_the_summary_fits_80_columns_and_names_tasks_and_layers(
     for task in ("code", "prose", "numbers", "mixed"):
         assert sum(line.split()[:2] == [task, "attn"] or line.split()[:2] == [task, "mlp"]
                    for line in lines) == 1  # fmt: skip
-    after = out[out.index("Layers that drift most") :].splitlines()
-    layers = [line.split()[:2] for line in after if line.split()[:1] in (["mlp"], ["attn"])]
+    layers, persistence = (
+        [line.split()[:2] for line in part.splitlines() if line.split()[:1] in (["mlp"], ["attn"])]
+        for part in out[out.index("Layers that drift most") :].split("Do tasks share neurons")
+    )
     assert sorted(layers) == [["attn", "0"], ["attn", "1"], ["mlp", "0"], ["mlp", "1"]]
+    assert persistence == [
+        [site, fraction] for site in ("attn", "mlp") for fraction in ("0.02", "0.05", "0.1", "0.2")
+    ]
     assert "did not read the same tokens" not in out
     _, again, err = actlake("drift", *two_runs, "--fractions", "0.2,0.1,0.05,0.02")
     assert "was there already" in err

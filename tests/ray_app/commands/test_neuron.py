@@ -92,7 +92,7 @@ def test_what_is_not_there_is_said(
         "kept no top activations (it has samples, stats, tokens): capture it again with "
         "--set capture.top=5 and --new-run." in refused()
     )
-    run.record["identity"]["capture"]["top"] = 2
+    run.record["capture"]["top"] = 2
     run.store.files.put_json(f"runs/run={run.id}/run.json", run.record)
     assert "at most 2 activations of each kind" in refused("--count", 3)
     assert "task must be one of run" in refused("--task", "cod")

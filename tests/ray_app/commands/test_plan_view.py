@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from ray_app.capture.shards import PlannedShard
 from ray_app.commands.plan_view import plan_lines
 from ray_app.plan import Plan, inspect_model, make_plan
 from ray_app.sampling import TaskDraw
 from ray_app.study import load_study
+from storage import FileRecord
 
 
 def draw(counted: int, text: str, source: str = "a/file.py") -> TaskDraw:
@@ -29,7 +31,14 @@ def made(write_study: Callable[..., Path]) -> Plan:
         study=study,
         model=inspect_model(study),
         tasks={"code": draw(160, "one\n\ttwo  three"), "mixed": draw(160, "word " * 100)},
-    )
+        shards=[
+            PlannedShard(
+                task="code", shard=0, num_samples=1, num_tokens=19_753_086_420, num_counted=1,
+                num_batches=1,
+                samples=FileRecord(path="", table="samples", rows=0, bytes=0, sha256=""),
+            )
+        ],
+    )  # fmt: skip
 
 
 def lines(made: Plan, width: int) -> list[str]:
@@ -111,11 +120,13 @@ def test_a_task_that_ends_early_is_noted(made: Plan) -> None:
 
 
 def test_costs_are_told_with_what_there_is(made: Plan) -> None:
-    *_, model, store, memory = plan_lines(made, made.costs(5 << 30), 80)
+    *_, model, store, inputs, statistics, top, memory = plan_lines(made, made.costs(5 << 30), 80)
     assert model == ("model   LlamaForCausalLM, 2 layers, 45,728 parameters, 208 neurons captured")
-    assert store == "store   2 files, about 367.93 GiB; 5.00 GiB are free"
+    assert store == "store   7 files, about 367.93 GiB; 5.00 GiB are free"
+    kept = ["keeps", "inputs and tokens", "statistics", "top 5 activations"]
+    assert [inputs[:5], *(line[21:] for line in (inputs, statistics, top))] == kept
     assert memory.startswith("memory  1 replica(s) of 1 stage(s) of at most ")
-    assert "no bound there" in lines(made, 80)[-2]
+    assert "no bound there" in lines(made, 80)[-5]
 
 
 def test_a_real_plan_shows_real_samples(write_study: Callable[..., Any]) -> None:
