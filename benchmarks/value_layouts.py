@@ -209,7 +209,7 @@ def parquet_questions(folder: Path) -> dict[str, Question]:
         f"where sample between {SAMPLES[0]} and {SAMPLES[1]}",
     }
     return {
-        name: lambda query=query: connection.execute(query).to_arrow_table()  # type: ignore[misc]
+        name: lambda query=query: connection.sql(query).to_arrow_table()  # type: ignore[misc]
         for name, query in ask.items()
     }
 
