@@ -174,6 +174,8 @@ def connect(
         QueryError: if a file that a view needs is damaged.
     """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
+    # Files never change under their name, and footers of large ones take longer than their rows.
+    connection.execute("set parquet_metadata_cache = true")
     reader = files.reader()
     if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from analysis import AnalysisSettings, analyse_run
+from ray_app.capture import driver
+from ray_app.capture.stage import build_stage
+from ray_app.capture.workers import LocalWorkers
 from ray_app.cli import cli
-from ray_app.run import Run
+from ray_app.plan import inspect_model
+from ray_app.progress import NoProgress
+from ray_app.run import begin_run
 from ray_app.study import load_study
-from storage import Store, open_store
+from storage import Store, create_store, open_store
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,12 +44,44 @@ def reference() -> dict[str, Callable[[], str]]:
     return pages
 
 
-@pytest.fixture
-def analysed_store(write_study: Callable[..., Path], capture_locally: Callable[..., Run]) -> Store:
-    run = capture_locally(write_study())
+@pytest.fixture(scope="module")
+def analysed_store(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: transformers.PreTrainedTokenizerFast
+) -> Store:
+    """A store with everything that a run can keep, and the tasks and layers that pages ask for."""
+    root = tmp_path_factory.mktemp("docs")
+    config = transformers.LlamaConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=160, num_hidden_layers=8,
+        num_attention_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    for task in ("python", "prose"):
+        (root / task).mkdir()
+        for index in range(8):
+            text = f"the lake {index} lies still while boats wait for {task} wind " * 3
+            (root / task / f"{index}.txt").write_text(text, encoding="utf-8")
+    (root / "study.yaml").write_text(
+        f"""
+        name: docs
+        model: {{source: {root}/model}}
+        tasks:
+          python: {{files: {root}/python/*.txt}}
+          prose: {{files: {root}/prose/*.txt}}
+          mixed: {{mixture: [python, prose]}}
+        reference: mixed
+        capture: {{tokens: 60, max_length: 24, pooled: [max, mean], values: {{}},
+                  coactivation: {{layers: [1]}}}}
+        """,
+        encoding="utf-8",
+    )
+    study = load_study(root / "study.yaml")
+    store = create_store(root / "store")
+    run = begin_run(store, study, inspect_model(study), threads=1)
+    driver.capture(run, LocalWorkers(build_stage(run.stage_spec())), NoProgress())
     settings = AnalysisSettings(metrics=["abs", "rms"], fractions=[0.05, 0.2])
-    analyse_run(run.store, run.id, settings)
-    return open_store(run.store.files.root)
+    analyse_run(store, run.id, settings)
+    return open_store(store.files.root)
 
 
 @pytest.mark.parametrize("name", ["tables.md", "study.md", "commands.md"])
