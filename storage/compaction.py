@@ -21,6 +21,7 @@ from storage.errors import StoreError
 from storage.files import FileRecord
 from storage.schema import TABLES
 from storage.store import Store
+from storage.values import join_blocks
 from storage.verify import file_problem
 
 __all__ = [
@@ -217,14 +218,17 @@ def _compact(
     # In a folder of their own: s3fs remembers that a folder of folders holds no files.
     target = f"{pack[0].folder}/compacted/shards-{first:05d}-{last:05d}-{digest}.parquet"
     with tempfile.TemporaryDirectory(prefix="actlake-") as spill:
-        rows = sorted_rows(
-            store.files,
-            paths,
-            table,
-            batch_rows=min(max(table.row_group_rows, _BATCH_ROWS[0]), _BATCH_ROWS[1]),
-            spill=spill,
-            memory_limit=memory_limit,
-        )
+        if table.name == "values":  # A row holds a whole block: too many to be sorted.
+            rows = join_blocks(store.files, paths)
+        else:
+            rows = sorted_rows(
+                store.files,
+                paths,
+                table,
+                batch_rows=min(max(table.row_group_rows, _BATCH_ROWS[0]), _BATCH_ROWS[1]),
+                spill=spill,
+                memory_limit=memory_limit,
+            )
         written = store.files.put_batches(target, table.name, rows)
     expected = sum(file.record.rows for file in pack)
     if written.rows != expected:

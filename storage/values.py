@@ -1,13 +1,16 @@
 """Raw activations: how lists of values are encoded, laid out in row groups, and put together."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.schema import TABLES
+
+if TYPE_CHECKING:
+    from storage.files import StoreFiles
 
 __all__ = ["Encoding", "HalfOverflowError", "encode_rows", "join_blocks", "rows_in_group"]
 
@@ -18,6 +21,9 @@ _GROUP_VALUES = 1 << 18
 smaller ones make it read a longer footer."""
 _GROUP_ROWS = 4
 """Rows of a row group at least: DuckDB takes 25 ms for the footer of 1,536 groups of one row."""
+
+_GROUPS_AT_ONCE = 4
+"""Row groups that are read of a file whose rows are put together with those of others."""
 
 _STEPS = 127
 _SMALLEST = np.finfo(np.float32).tiny
@@ -79,18 +85,48 @@ def _lists(values: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
-def join_blocks(blocks: Sequence[pa.Table]) -> Iterator[pa.RecordBatch]:
+def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Row groups of one file that has the rows of several: what compaction writes.
 
     Rows stay as they are, one for each neuron and block, so that every value, scale and bound
-    keeps its bits; those of a neuron come together, which makes them few row groups.
+    keeps its bits; those of a neuron come together, which makes them few row groups. A few row
+    groups of each file are held at once.
 
     Args:
-        blocks: table ``values`` of one site and layer over consecutive blocks, in order.
+        files: the store's files.
+        paths: files of table ``values`` of one site and layer, each ordered by neuron, then block.
+
+    Raises:
+        DamagedFileError: if a file cannot be read.
     """
-    table = pa.concat_tables(blocks).sort_by([("neuron", "ascending"), ("block", "ascending")])
-    longest = pc.max(table["n"]).as_py() or 0
-    step = rows_in_group(longest)
-    for start in range(0, table.num_rows, step):
-        (batch,) = table.slice(start, step).combine_chunks().to_batches()
-        yield batch
+    waiting: list[pa.Table] = []
+    longest = 0
+    for neuron in zip(*(_by_neuron(files, path) for path in paths), strict=True):
+        rows = pa.concat_tables(neuron).sort_by("block")
+        longest = max(longest, pc.max(rows["n"]).as_py())
+        waiting.append(rows)
+        while sum(table.num_rows for table in waiting) >= (step := rows_in_group(longest)):
+            table = pa.concat_tables(waiting).combine_chunks()
+            yield table.slice(0, step).combine_chunks().to_batches()[0]
+            waiting = [table.slice(step)]
+    rest = pa.concat_tables(waiting).combine_chunks()
+    yield from rest.to_batches()
+
+
+def _by_neuron(files: "StoreFiles", path: str) -> Iterator[pa.Table]:
+    """The rows of each neuron of a file, neuron by neuron."""
+    num_groups = files.parquet(path, lambda file: file.num_row_groups)
+    left: pa.Table | None = None
+    for start in range(0, num_groups, _GROUPS_AT_ONCE):
+        groups = list(range(start, min(start + _GROUPS_AT_ONCE, num_groups)))
+        table = files.parquet(path, lambda file: file.read_row_groups(groups))  # noqa: B023
+        if left is not None:
+            table = pa.concat_tables([left, table])
+        table = table.combine_chunks()
+        bounds = np.flatnonzero(np.diff(table["neuron"].to_numpy())) + 1
+        # More rows of the last neuron may follow.
+        for first, stop in zip([0, *bounds], bounds, strict=False):
+            yield table.slice(first, stop - first)
+        left = table.slice(int(bounds[-1])) if len(bounds) else table
+    if left is not None:
+        yield left

@@ -15,9 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from storage import DamagedFileError, QueryError, Store, StoreError, create_store, layout
+from storage import (
+    DamagedFileError,
+    QueryError,
+    Store,
+    StoreError,
+    collect_garbage,
+    compact_run,
+    create_store,
+    layout,
+)
 from storage.matrix import export_matrix, select_values
-from storage.values import Encoding, HalfOverflowError, encode_rows, join_blocks, rows_in_group
+from storage.values import Encoding, HalfOverflowError, encode_rows, rows_in_group
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 WIDTH, LENGTH = 96, 20_000
@@ -129,24 +138,21 @@ def test_a_question_reads_the_row_groups_of_its_neurons_alone(tmp_path: Path) ->
     assert "Scanning Files: 2/6" in str(plan["explain_value"][0])
 
 
-def test_joined_blocks_say_what_they_said_apart(tmp_path: Path) -> None:
+def test_compacted_blocks_say_what_they_said_apart(tmp_path: Path) -> None:
     for encoding in ("float16", "int8"):
         store = write_store(tmp_path / encoding, encoding, num_blocks=3)
-        before = store.matrix("mlp", 0, "code", neurons=[90, 3])
-        paths = [layout.values_path("r", "code", "mlp", 0, block) for block in range(3)]
-        tables = [store.files.get_table(path) for path in paths]
-        joined = store.files.put_batches(paths[0], "values", join_blocks(tables))
-        assert joined.rows == 3 * WIDTH
-        for path in paths[1:]:
-            store.files.local(path).unlink()
-        for block in range(3):
-            path = layout.table_path("r", "value_positions", "code", block)
-            places = store.files.put_table(path, "value_positions", store.files.get_table(path))
-            files = [places, joined] if block == 0 else [places]
-            store.commit(run="r", task="code", shard=block, counts={}, files=files)
-        np.testing.assert_array_equal(before, store.matrix("mlp", 0, "code", neurons=[90, 3]))
-        groups = pq.ParquetFile(store.files.local(paths[0])).metadata
-        assert groups.num_row_groups == -(-3 * WIDTH // rows_in_group(LENGTH))
+        query = "from activations order by neuron, sample, position"
+        before = store.matrix("mlp", 0, "code", neurons=[90, 3]), store.table(query)
+        (positions, made) = compact_run(store, "r", seconds_to_effect=0)
+        assert [made.file.table, positions.file.table] == ["values", "value_positions"]
+        assert (made.file.rows, made.num_replaced) == (3 * WIDTH, 3)
+        collect_garbage(store, seconds=0)
+        np.testing.assert_array_equal(before[0], store.matrix("mlp", 0, "code", neurons=[90, 3]))
+        assert store.table(query) == before[1]
+        file = pq.ParquetFile(store.files.local(made.file.path))
+        assert file.num_row_groups == -(-3 * WIDTH // rows_in_group(LENGTH))
+        rows = file.read(columns=["neuron", "block"])
+        assert rows == rows.sort_by([("neuron", "ascending"), ("block", "ascending")])
 
 
 def test_wrong_questions_are_answered_with_what_there_is(tmp_path: Path) -> None:
