@@ -103,8 +103,9 @@ def write_store(root: Path, encoding: Encoding, *, num_blocks: int, layers: int 
         files.append(store.files.put_table(path, "value_positions", places))
         store.commit(run="r", task="code", shard=block, counts={}, files=files)
     sites = [{"site": "mlp", "layer": layer, "width": WIDTH} for layer in range(layers)]
-    record = {"sites": [*sites, {"site": "attn", "layer": 0, "width": 8}]}
-    store.files.put_json(layout.run_path("r"), record | {"run": "r", "tasks": [{"task": "code"}]})
+    record = {"run": "r", "tasks": [{"task": "code"}], "shards": []}
+    sites.append({"site": "attn", "layer": 0, "width": 8})
+    store.files.put_json(layout.run_path("r"), record | {"sites": sites})
     return store
 
 
