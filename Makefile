@@ -18,7 +18,8 @@ demo: $(VENV)/ready ## Measure SmolLM2-135M on six kinds of text (TOKENS=8192) a
 	$(RUN)/actlake run studies/digits-vit.yaml --store $(STORE) --new-run --set model.init=random
 
 test: lint ## Run everything that a change must pass.
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest --numprocesses 2 -m "not ray"
+	$(RUN)/python -m pytest -m ray
 
 lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/ruff check .
