@@ -105,7 +105,11 @@ _RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
             "study": "varchar",
             "created": "timestamp",
             "reference": "varchar",
-            "capture": {"top": "integer"},
+            "capture": {
+                "top": "integer",
+                "pooled": ["varchar"],
+                "values": {"encoding": "varchar", "share": "double"},
+            },
             "model": {
                 "source": "varchar",
                 "init": "varchar",

@@ -67,6 +67,26 @@ top_counts as (
     group by run, task, shard
 ),
 
+pooled_counts as (
+    select
+        run,
+        task,
+        shard,
+        count(*) as neurons,
+        count(distinct (site, layer, neuron)) as distinct_neurons,
+        min(len(sample)) as least,
+        max(len(sample)) as most
+    from pooled
+    group by run, task, shard
+),
+
+-- Blocks are named after their first shard; those that compaction put together keep their rows.
+value_counts as (
+    select run, task, block as shard, min(n) as least, max(n) as most
+    from "values"
+    group by run, task, block
+),
+
 expected as (
     select
         c.run,
@@ -78,7 +98,9 @@ expected as (
         c.num_quarantined,
         r.num_neurons,
         if(r.top > 0, r.num_neurons, null) as top_neurons,
-        if(r.top > 0, least(r.top, c.num_counted), null) as top_length
+        if(r.top > 0, least(r.top, c.num_counted), null) as top_length,
+        if(len(r.pooled) > 0, r.num_neurons, null) as pooled_neurons,
+        if(len(r.pooled) > 0, c.num_samples, null) as pooled_length
     from commits as c
     join runs as r on c.run = r.run
 )
@@ -103,6 +125,13 @@ select
     y.least as least_top,
     y.most as most_top,
     y.neurons as top_rows,
+    e.pooled_length,
+    o.least as least_pooled,
+    o.most as most_pooled,
+    o.neurons as pooled_rows,
+    l.n as positions_with_values,
+    v.least as least_values,
+    v.most as most_values,
     e.num_neurons,
     x.neurons as neuron_rows
 from expected as e
@@ -113,6 +142,10 @@ left join sample_counts as s using (run, task, shard)
 left join prediction_counts as p using (run, task, shard)
 left join stat_counts as x using (run, task, shard)
 left join top_counts as y using (run, task, shard)
+left join pooled_counts as o using (run, task, shard)
+left join value_counts as v using (run, task, shard)
+left join value_positions as l
+    on l.run = e.run and l.task = e.task and l.block = e.shard
 where
     coalesce(s.samples, 0) != e.num_samples
     -- Language models and models without a head predict no samples.
@@ -130,4 +163,10 @@ where
     or y.distinct_neurons is distinct from e.top_neurons
     or y.least is distinct from e.top_length
     or y.most is distinct from e.top_length
+    or o.neurons is distinct from e.pooled_neurons
+    or o.distinct_neurons is distinct from e.pooled_neurons
+    or o.least is distinct from e.pooled_length
+    or o.most is distinct from e.pooled_length
+    or v.least is distinct from l.n
+    or v.most is distinct from l.n
 order by e.run, e.task, e.shard

@@ -11,6 +11,9 @@
 -- column: num_layers - number of layers
 -- column: num_neurons - captured neurons of all sites and layers
 -- column: top - highest and lowest activations kept of each neuron; 0 if none
+-- column: pooled - what was pooled over samples: max, mean; null or empty if nothing
+-- column: value_encoding - how raw values were kept; null if none were
+-- column: value_share - of the counted positions whose raw values were kept
 -- column: reference - reference task when the run began; null if there was none
 -- column: num_shards - planned shards
 -- column: num_committed - committed shards
@@ -37,6 +40,9 @@ select
     r.model.num_layers as num_layers,
     r.model.num_neurons as num_neurons,
     coalesce(r.capture.top, 0) as top,
+    r.capture.pooled as pooled,
+    r.capture.values.encoding as value_encoding,
+    r.capture.values.share as value_share,
     r.reference,
     len(r.shards) as num_shards,
     coalesce(c.shards, 0) as num_committed,
