@@ -76,7 +76,8 @@ class NeuronView:
         if self.top == 0:
             raise AnalysisError(
                 f"run {self.run!r} kept no top activations (it has {self._kept()}): capture it "
-                "again with --set capture.top=5 and --new-run."
+                "again with --set capture.top=5, or a larger capture.budget_gb if it has one, and "
+                "--new-run."
             )
         if count is not None and count > self.top:
             raise AnalysisError(

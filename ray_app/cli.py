@@ -349,7 +349,7 @@ def compact(store: str, run: str | None, file_mb: int) -> None:
 @_STORE
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=1),
     default=24.0,
     show_default=True,
     metavar="HOURS",

@@ -19,6 +19,8 @@ _TOP = 7, 12.5
 _POOLED = 4, 4.2
 _PAIR = 12, 12.5
 _VALUE = {"float32": (4.0, 4.1), "float16": (2.0, 2.2), "int8": (0.8, 1.1)}
+_ROW = 4, 24
+"""Of each row of table values: its neuron, number of values, scale and bound."""
 _PLACE = 3, 9
 """Of each position whose values are kept: its sample and position."""
 _TOKEN = 20, 60
@@ -96,11 +98,15 @@ def _values(values: ValuesSettings, work: Work) -> Kept:
     widths = [site.width for site in work.model.sites if values.keeps(site.site, site.layer)]
     shards = [shard for shard in work.shards if values.keeps_task(shard.task)]
     positions = sum(shard.num_counted for shard in shards) * values.share
+    # Positions are drawn one by one: their number spreads around what is expected.
+    most = positions + (_SPREADS * sqrt(positions) if values.share < 1 else 0)
     share = "" if values.share == 1 else f"{100 * values.share:.3g} % of "
     return _kept(
         f"{share}raw values ({values.encoding})",
         len(shards) * (1 + len(widths)),
-        (positions * sum(widths), _VALUE[values.encoding]),
+        (len(shards) * sum(widths), _ROW),
+        (positions * sum(widths), (_VALUE[values.encoding][0], 0)),
+        (most * sum(widths), (0, _VALUE[values.encoding][1])),
         (positions, _PLACE),
     )
 
@@ -163,11 +169,9 @@ def _largest_share(
     positions = asked.share * sum(
         shard.num_counted for shard in work.shards if asked.keeps_task(shard.task)
     )
-    overhead = everything.num_files * _FILE[1]
-    fit = positions * (left - overhead) / (everything.most_bytes - overhead)
-    # Positions are drawn one by one: their number spreads around what is expected.
-    expected = fit - _SPREADS * sqrt(max(fit, 0))
-    share = asked.share * expected / positions
+    fixed = _values(asked.model_copy(update={"share": 1e-12}), work).most_bytes
+    fit = positions * (left - fixed) / (everything.most_bytes - fixed)
+    share = asked.share * (fit - _SPREADS * sqrt(max(fit, 0))) / positions
     if share < _LEAST_SHARE:
         return None
     step = 10 ** (floor(log10(share)) - 2)

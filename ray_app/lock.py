@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -22,6 +22,9 @@ from ray_app.capture.errors import CaptureError
 from storage import StoreFiles, layout
 
 __all__ = ["DriverLock", "drive_alone"]
+
+Role = Literal["driver", "compactor"]
+_DONE: dict[Role, str] = {"driver": "captured", "compactor": "compacted"}
 
 _SECONDS_BETWEEN_BEATS = 10.0
 _BEATS_TO_WAIT = 3
@@ -32,19 +35,24 @@ _SECONDS_TO_SETTLE = 0.3
 
 @contextmanager
 def drive_alone(
-    files: StoreFiles, run: str, *, seconds_between_beats: float = _SECONDS_BETWEEN_BEATS
+    files: StoreFiles,
+    run: str,
+    *,
+    role: Role = "driver",
+    seconds_between_beats: float = _SECONDS_BETWEEN_BEATS,
 ) -> Iterator["DriverLock"]:
     """Hold a run for the block.
 
     Args:
         files: the store's files.
         run: id of the run.
+        role: what is done alone; one of each may work at a time.
         seconds_between_beats: how often the record changes while the driver lives.
 
     Raises:
         CaptureError: if another driver of the run is alive; says where.
     """
-    lock = DriverLock(files, run, seconds_between_beats)
+    lock = DriverLock(files, run, seconds_between_beats, role)
     lock.acquire()
     stop = threading.Event()
     beating = threading.Thread(target=lock.keep_beating, args=(stop,), daemon=True)
@@ -60,10 +68,17 @@ def drive_alone(
 class DriverLock:
     """The record of who drives a run."""
 
-    def __init__(self, files: StoreFiles, run: str, seconds_between_beats: float) -> None:
+    def __init__(
+        self,
+        files: StoreFiles,
+        run: str,
+        seconds_between_beats: float,
+        role: Role = "driver",
+    ) -> None:
         self._files = files
         self._run = run
-        self._path = layout.driver_path(run)
+        self._role = role
+        self._path = layout.driver_path(run, role)
         self._interval = seconds_between_beats
         self._record: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
@@ -82,7 +97,7 @@ class DriverLock:
         found = self._read()
         if found is not None and self._is_alive(found):
             raise CaptureError(
-                f"the run {self._run!r} is being captured by another driver (process "
+                f"the run {self._run!r} is being {_DONE[self._role]} by another process ("
                 f"{found['pid']} on {found['host'].split('/')[0]}): wait for it, or end it and run "
                 "the same command again."
             )
@@ -95,8 +110,8 @@ class DriverLock:
         found = self._read()
         if found is None or found["owner"] != self._record["owner"]:
             raise CaptureError(
-                f"another driver took over the run {self._run!r}: let it finish, then run the same "
-                "command again if shards are left."
+                f"another process took over the run {self._run!r}: let it finish, then run the "
+                "same command again if shards are left."
             )
 
     def keep_beating(self, stop: threading.Event) -> None:

@@ -34,20 +34,22 @@ _STATS_BYTES = 2 * 9 * 8 + 2 * 100
 and the latter's rows as a table and as Parquet."""
 _SAMPLE_BYTES = 120
 """Of each token of a shard: its id, text and flags as a table, and its rows of table tokens."""
-_POOLED_BYTES = 4 * 4
-"""Of each pooled value: the shard that is computed and the one that is written, and the latter's
-values as a table and as Parquet."""
-_PAIR_BYTES = 2 * (8 + 4) + 3 * (8 + 4)
-"""Of each pair of neurons that is counted: sums of the shard that is computed and of the one that
-is written, and the latter's as a matrix, as a table and as Parquet."""
+_POOLED_BYTES = 4, 2 * 4
+"""Of each pooled value: in a shard that is held, and of the one that is written as a table and as
+Parquet."""
+_PAIR_BYTES = 8 + 4, 3 * (8 + 4)
+"""Of each pair of neurons that is counted: sums of a shard that is held, where activations lie, and
+of the one that is written as a matrix, as a table and as Parquet."""
 _TOP_BYTES = 2 * 8 + 2 * 12
 """Of each activation that is kept as one of the highest or lowest: value and place in the shard
 that is computed and in the one that is written, and the latter's rows as a table and as Parquet."""
 _MERGED_BYTES = 24
 """Of each value of a block of which all are better than what is kept: copies of it and its key."""
-_VALUE_BYTES = {"float32": 2 * 4, "float16": 2 * 2, "int8": 2 * 4}
-"""Of each raw value by its encoding: the shard that is computed and the one that is written, whose
-rows are made and compressed a few at a time."""
+_VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 4}
+"""Of each raw value by its encoding, in a shard that is held; of the one that is written, rows are
+made and compressed a few at a time."""
+_VALUE_DISK_BYTES = 1.5
+"""Of each raw value on disk, at least, if it is kept by a budget."""
 _SHORT = 16
 """Tokens of a sample, where samples have not been drawn yet: few datasets have shorter ones."""
 
@@ -113,7 +115,7 @@ def stage_ranges(study: Study, model: ModelFacts, nodes: Sequence[Node]) -> tupl
         return tuple(model.sizes.cut(resources.stages, by_work=by_work))
     for num_stages in range(1, model.num_layers + 1):
         cut = model.sizes.cut(num_stages, by_work=by_work)
-        largest = max(stage_bytes(study, model, layers) for layers in cut)
+        largest = max(stage_bytes(study, model, layers, num_stages=num_stages) for layers in cut)
         if largest <= _room(resources.gpus_per_stage, num_stages * resources.replicas, nodes):
             return tuple(cut)
     raise PlanError(
@@ -168,7 +170,12 @@ def place(
 
 
 def stage_bytes(
-    study: Study, model: ModelFacts, layers: range, *, shard_samples: int | None = None
+    study: Study,
+    model: ModelFacts,
+    layers: range,
+    *,
+    num_stages: int = 1,
+    shard_samples: int | None = None,
 ) -> int:
     """Memory that the actor of a stage takes at most: on its GPU if it has one, else in all.
 
@@ -176,6 +183,8 @@ def stage_bytes(
         study: the study.
         model: its model.
         layers: those of the stage.
+        num_stages: stages of a pipeline. The first may hold a shard for each, closed while others
+            are written, and one that is computed.
         shard_samples: samples of the shard that has most; a guess if not given.
     """
     itemsize: int = getattr(torch, study.model.dtype).itemsize
@@ -191,23 +200,33 @@ def stage_bytes(
         total += min(rows, BLOCK_ROWS) * 2 * widest * _MERGED_BYTES
     if layers.stop == model.num_layers:
         total += rows * model.architecture.num_outputs * (itemsize + 1)
+    held, pairs = num_stages + 1, num_pairs(study.capture, sites)
+    total += held * pairs * _PAIR_BYTES[0]
     if study.resources.gpus_per_stage:
         return total
     if shard_samples is None:
         shortest = model.architecture.num_probed if _reads_images(model) else _SHORT
         shard_samples = study.capture.shard_tokens // shortest + 1
-    total += num_neurons * shard_samples * len(study.capture.pooled) * _POOLED_BYTES
-    total += num_pairs(study.capture, sites) * _PAIR_BYTES
+    pooled = num_neurons * shard_samples * len(study.capture.pooled)
+    total += pooled * (held * _POOLED_BYTES[0] + _POOLED_BYTES[1]) + pairs * _PAIR_BYTES[1]
     values = study.capture.values
     if values is None and study.capture.budget_gb is not None:
-        # How much of them fits into the budget is known once samples are drawn.
-        values = ValuesSettings()
+        values = _values_of_budget(study, model, study.capture.budget_gb)
     if values is not None:
         kept = sum(site.width for site in sites if values.keeps(site.site, site.layer))
         # A shard is closed by the sample that fills it.
         positions = (study.capture.shard_tokens + _longest(study, model)) * values.share
-        total += ceil(kept * positions * _VALUE_BYTES[values.encoding])
+        total += ceil(held * kept * positions * _VALUE_BYTES[values.encoding])
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
+
+
+def _values_of_budget(study: Study, model: ModelFacts, budget_gb: float) -> ValuesSettings:
+    """At least the raw values that a budget keeps, where samples have not been drawn yet."""
+    positions = sum(study.tokens_of(task) for task in study.tasks)
+    everything = positions * model.num_neurons * _VALUE_DISK_BYTES
+    share = min(1.0, budget_gb * 1e9 / everything)
+    # All of them may be kept with all their digits.
+    return ValuesSettings(share=share, encoding="float32" if share == 1 else "float16")
 
 
 def num_pairs(capture: CaptureSettings, sites: Sequence[SiteLocation]) -> int:

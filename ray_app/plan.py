@@ -100,7 +100,8 @@ class Plan:
         Raises:
             PlanError: if the budget is too small for what must fit.
         """
-        return within_budget(self.study.capture, self._work())
+        # As if each layer were a stage: what is kept must not depend on the machine.
+        return within_budget(self.study.capture, self._work(self.model.num_layers))
 
     def costs(self, free_bytes: int | None) -> Costs:
         """Estimate what the plan takes, and what there is of it.
@@ -112,24 +113,25 @@ class Plan:
             PlanError: as `kept`.
         """
         study = self.study.model_copy(update={"capture": self.kept()})
+        cut = self._cut()
         samples = max((shard.num_samples for shard in self.shards), default=0)
         return Costs(
-            kept=tuple(kept_things(study.capture, self._work())),
+            kept=tuple(kept_things(study.capture, self._work(len(cut)))),
             stage_bytes=tuple(
-                stage_bytes(study, self.model, layers, shard_samples=samples)
-                for layers in self._cut()
+                stage_bytes(study, self.model, layers, num_stages=len(cut), shard_samples=samples)
+                for layers in cut
             ),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
         )
 
-    def _work(self) -> Work:
+    def _work(self, num_stages: int) -> Work:
         return Work(
             model=self.model,
             shards=self.shards,
             num_image_bytes=sum(draw.num_image_bytes for draw in self.tasks.values()),
-            num_stages=len(self._cut()),
+            num_stages=num_stages,
         )
 
     def _cut(self) -> tuple[range, ...]:

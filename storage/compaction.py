@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from storage import layout
 from storage.errors import StoreError
@@ -145,11 +146,18 @@ def collect_garbage(
     listing = [path for pattern in _OURS for path in _below(store, pattern)]
     named, replaced = _named_files(store)
     found, now = Garbage(), time.time()
+    newest: dict[str, float] = {}
+    sizes: dict[str, tuple[int, float]] = {}
     for path in sorted(set(listing) - named):
         try:
-            num_bytes, modified = store.files.size(path), store.files.modified(path)
+            sizes[path] = store.files.size(path), store.files.modified(path)
         except FileNotFoundError:
             continue  # A temporary file that got its name, or was removed, meanwhile.
+        folder = path.partition("/")[0]
+        newest[folder] = max(newest.get(folder, 0.0), sizes[path][1])
+    for path, (num_bytes, modified) in sizes.items():
+        if path.startswith("planning-"):  # In use as long as anything is written into it.
+            modified = newest[path.partition("/")[0]]
         if now - max(modified, replaced.get(path, 0.0)) < seconds:
             found.num_kept += 1
             continue
@@ -187,7 +195,9 @@ def _packs(files: list[_LiveFile], file_bytes: int) -> Iterator[list[_LiveFile]]
     """Neighbours that are small enough together, of which there are at least two."""
     pack: list[_LiveFile] = []
     for file in files:
-        if pack and sum(f.record.bytes for f in (*pack, file)) > file_bytes:
+        # A shard that is not committed yet must find its place between its neighbours.
+        follows = not pack or file.shards[0] <= pack[-1].shards[1] + 1
+        if not follows or (pack and sum(f.record.bytes for f in (*pack, file)) > file_bytes):
             if len(pack) > 1:
                 yield pack
             pack = []
@@ -236,6 +246,18 @@ def _compact(
             f"{target} has {written.rows:,} rows, and the files it is made of have {expected:,}: "
             "it was not put to use; run `actlake verify`, which names what is damaged."
         )
+    replaced = store.replaced_files()
+    if taken := replaced.keys() & set(paths):
+        raise StoreError(
+            f"{min(taken)} was put together with other files by somebody else meanwhile: let one "
+            "process at a time compact a run, and run the same command again."
+        )
+    # Never before what it builds on.
+    effective = max(
+        time.time() + seconds_to_effect,
+        *(record["effective_ms"] / 1000 for record in _records_of(store, run, paths)),
+        0.0,
+    )
     store.files.put_json(
         layout.compaction_path(run, task, f"{table.name}-{digest}"),
         {
@@ -243,7 +265,7 @@ def _compact(
             "task": task,
             "table": table.name,
             "shards": [first, last],
-            "effective_ms": int(1000 * (time.time() + seconds_to_effect)),
+            "effective_ms": int(1000 * effective),
             "files": [written.to_dict()],
             "replaces": paths,
         },
@@ -255,6 +277,14 @@ def _compact(
     )
 
 
+def _records_of(store: Store, run: str, paths: list[str]) -> Iterator[dict[str, Any]]:
+    """The records of compactions that made some of these files."""
+    for path in store.files.list(f"{layout.run_folder(run)}/compactions/*/*.json"):
+        record = store.files.get_json(path)
+        if any(file["path"] in paths for file in record["files"]):
+            yield record
+
+
 def _named_files(store: Store) -> tuple[set[str], dict[str, float]]:
     """Files that must stay, and when those that were replaced were."""
     named: set[str] = set()
@@ -264,6 +294,7 @@ def _named_files(store: Store) -> tuple[set[str], dict[str, float]]:
         named.update(file["path"] for file in store.files.get_json(path)["files"])
     for run in store.runs():
         record = store.run_record(run)
-        named.update((layout.run_path(run), layout.driver_path(run)))
+        named.add(layout.run_path(run))
+        named.update(layout.driver_path(run, role) for role in ("driver", "compactor"))
         named.update(shard["samples"]["path"] for shard in record["shards"] if "samples" in shard)
     return named - replaced.keys(), replaced

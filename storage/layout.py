@@ -78,9 +78,9 @@ def compaction_path(run: str, task: str, name: str) -> str:
     return f"{run_folder(run)}/compactions/task={task}/{name}.json"
 
 
-def driver_path(run: str) -> str:
-    """Who captures the run."""
-    return f"{run_folder(run)}/driver.json"
+def driver_path(run: str, role: str = "driver") -> str:
+    """Who captures or compacts the run."""
+    return f"{run_folder(run)}/{role}.json"
 
 
 def analysis_folder(analysis: str) -> str:

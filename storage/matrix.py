@@ -34,6 +34,7 @@ Result = TypeVar("Result")
 _SLICE_BYTES = 64 << 20
 """Of what is decoded beside a whole matrix."""
 _PLACE = re.compile(r"/task=([^/]+)/site=([^/]+)/layer=(\d+)/")
+_FIRST_BLOCK = re.compile(r"/shards?-(\d+)[^/]*$")
 _COLUMNS = ["block", "neuron", "value", "code", "scale"]
 _TILE = 64
 """Positions that are turned at once: what is read along neurons stays in cache."""
@@ -89,7 +90,13 @@ def select_values(
     if task not in tasks:
         raise StoreError(f"run {run} has no task {task!r}: its tasks are {', '.join(tasks)}.")
     width = widths[site, layer]
-    chosen = np.arange(width) if neurons is None else np.asarray(neurons, dtype=np.int64)
+    chosen = np.arange(width) if neurons is None else np.asarray(neurons)
+    if chosen.size and chosen.dtype.kind not in "iu":
+        raise StoreError(
+            f"neurons must be given by their indices, found values of type {chosen.dtype}: of a "
+            "mask, give numpy.flatnonzero(mask)."
+        )
+    chosen = chosen.astype(np.int64)
     wrong = chosen[(chosen < 0) | (chosen >= width)]
     if len(wrong):
         raise StoreError(f"neurons of {place}, lie in 0..{width - 1}, found {wrong[0]}.")
@@ -113,7 +120,17 @@ def _kept_files(store: "Store", run: str) -> dict[tuple[str, str, int], list[str
         path = filename.removeprefix(f"{store.files.root}/")
         if match := _PLACE.search(path):
             found.setdefault((match[1], match[2], int(match[3])), []).append(path)
+    for paths in found.values():
+        paths.sort(key=_first_block)
     return found
+
+
+def _first_block(path: str) -> int:
+    """The block that a file begins with; compacted ones hold neighbours."""
+    match = _FIRST_BLOCK.search(path)
+    if match is None:
+        raise DamagedFileError(f"{path} has no name that table values gives its files.")
+    return int(match[1])
 
 
 def _sites(keys: list[tuple[str, int]]) -> str:
@@ -183,7 +200,8 @@ def read_matrix(store: "Store", selection: ValuesSelection, *, dtype: Any) -> np
     for block in read_blocks(store, selection, dtype=dtype, max_bytes=_SLICE_BYTES):
         matrix[start : start + len(block.values)] = block.values
         start += len(block.values)
-    return matrix
+    # A shard that was committed between the two listings has places, and no values here.
+    return matrix[:start]
 
 
 def export_matrix(store: "Store", selection: ValuesSelection, path: Path) -> int:

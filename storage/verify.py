@@ -47,7 +47,7 @@ def verify_store(
         on_file: called with the path of each file before it is read; on an object store from
             several threads.
     """
-    report = VerifyReport(problems=list(_run_problems(store)))
+    report = VerifyReport(problems=[*_run_problems(store), *_replaced_twice(store)])
     for path, file in _waiting_inputs(store):
         on_file(file["path"])
         report.num_files += 1
@@ -119,6 +119,20 @@ def _is_file_record(file: Any) -> bool:
     return isinstance(file, dict) and {key: type(value) for key, value in file.items()} == (
         FileRecord.__annotations__
     )
+
+
+def _replaced_twice(store: Store) -> Iterator[str]:
+    """Files whose rows two compactions hold."""
+    seen: set[str] = set()
+    for path in store.files.list("runs/*/compactions/*/*.json"):
+        try:
+            record = store.files.get_json(path)
+        except DamagedFileError:
+            continue  # `_check_record` names it.
+        if _record_problem(path, record) is None:
+            for twice in sorted(seen & set(record["replaces"])):
+                yield f"{path}: the rows of {twice} are in another compacted file too."
+            seen.update(record["replaces"])
 
 
 def _replaced(store: Store) -> set[str]:

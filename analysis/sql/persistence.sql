@@ -22,9 +22,11 @@ counted as (
         sum(size_b) as size_b,
         sum(shared) as shared,
         fsum(expected) as expected,
-        sqrt(
-            greatest(fsum(share * share) / count(share) - (fsum(share) / count(share)) ** 2, 0)
-        ) as same_neurons_spread
+        case
+            when count(share) > 0 then sqrt(
+                greatest(fsum(share * share) / count(share) - (fsum(share) / count(share)) ** 2, 0)
+            )
+        end as same_neurons_spread
     from shares
     group by metric, site, fraction, layer
 ),

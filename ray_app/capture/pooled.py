@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ray_app.capture.errors import CaptureError
 from ray_app.capture.recorders import Part, SiteKey, neuron_columns
 from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.sites import SiteLocation
@@ -38,7 +39,17 @@ class PooledRecorder:
             sites: those of the stage, ordered by site, then layer.
             samples: (S,) int32 indices of its samples, in the order of computation.
             pooled: what is kept.
+
+        Raises:
+            CaptureError: if lists would be too long for Arrow's offsets.
         """
+        widest = max((site.width for site in sites), default=0)
+        if widest * len(samples) > np.iinfo(np.int32).max:
+            raise CaptureError(
+                f"shard {shard.shard} of task {shard.task!r} has {len(samples):,} samples, of "
+                f"which pooled values of {widest:,} neurons are more than a table can hold: lower "
+                "capture.shard_tokens and pass --new-run."
+            )
         self._shard = shard.shard
         self._sites = sites
         self._samples = samples

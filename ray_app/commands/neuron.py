@@ -35,7 +35,6 @@ def neuron(
     """Print what is known of one neuron; the options are those of `NeuronView.examples`."""
     store = open_store(store_path)
     view = open_neuron(store, store.resolve_run(run), site=site, layer=layer, neuron=neuron)
-    examples = view.examples(task=task, count=count, per_sample=per_sample)
     console = Console(highlight=False)
     head = "" if view.head is None else f", head {view.head}"
     console.print(
@@ -48,6 +47,7 @@ def neuron(
         scored = newest_analysis(store, view.run)
         if scores := view.scores(scored):
             console.print(_scores(scores, scored))
+    examples = view.examples(task=task, count=count, per_sample=per_sample)
     width = shutil.get_terminal_size().columns
     for kind in ("highest", "lowest"):
         of_kind = [row for row in examples if row["kind"] == kind]

@@ -2,6 +2,7 @@
 
 import click
 
+from ray_app.lock import drive_alone
 from ray_app.progress import open_steps
 from storage import collect_garbage, compact_run, open_store
 
@@ -10,8 +11,12 @@ def compact(store_path: str, run: str | None, *, file_bytes: int) -> None:
     """Put the files of a run together and say what came of it."""
     store = open_store(store_path)
     num_files, num_replaced, before, after = 0, 0, 0, 0
-    with open_steps("compact", unit="files") as advance:
-        for made in compact_run(store, store.resolve_run(run), file_bytes=file_bytes):
+    chosen = store.resolve_run(run)
+    with (
+        drive_alone(store.files, chosen, role="compactor"),
+        open_steps("compact", unit="files") as advance,
+    ):
+        for made in compact_run(store, chosen, file_bytes=file_bytes):
             num_files += 1
             num_replaced += made.num_replaced
             before += made.bytes_replaced

@@ -56,10 +56,12 @@ select
     m.together,
     a.freq * b.freq as expected,
     m.together / nullif(a.freq * b.freq, 0) as lift,
-    -- Rounding may leave a hair more than 1.
-    greatest(
-        -1, least(1, (m.product - a.mean * b.mean) / nullif(a.std * b.std, 0))
-    ) as correlation
+    -- Rounding may leave a hair more than 1, and of a neuron that never changes some 1e-16 of its
+    -- square; greatest and least would skip a null.
+    case
+        when a.std > 1e-6 * abs(a.mean) and b.std > 1e-6 * abs(b.mean) then
+            greatest(-1, least(1, (m.product - a.mean * b.mean) / (a.std * b.std)))
+    end as correlation
 from merged as m
 join neuron_stats as a
     on m.run = a.run and m.task = a.task and m.site = a.site and m.layer = a.layer

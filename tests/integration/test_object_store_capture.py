@@ -60,7 +60,7 @@ def test_a_connection_lost_in_the_middle_leaves_a_run_that_goes_on(
     async def lossy(self: Any, *args: Any, **kwargs: Any) -> None:
         nonlocal num_puts
         num_puts += 1
-        if num_puts > 7:  # Two shards of three puts each, and one part of the third shard.
+        if num_puts > 9:  # Two shards of four puts each, and one part of the third shard.
             raise ConnectionResetError("connection reset by peer")
         await put(self, *args, **kwargs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_app.kept import within_budget
+from ray_app.kept import kept_things, within_budget
 from ray_app.placement import PlanError
 from ray_app.plan import inspect_model, make_plan
 from ray_app.run import Run
@@ -49,8 +49,9 @@ def test_more_bytes_keep_more_in_the_order_that_is_promised(
 ) -> None:
     path = write_study()
     plan = make_plan(load_study(path), inspect_model(load_study(path)))
-    least = sum(t.most_bytes for t in plan.costs(None).kept if not t.name.startswith("top"))
-    work, capture = plan._work(), plan.study.capture
+    things = kept_things(plan.study.capture, plan._work(2))
+    least = sum(thing.most_bytes for thing in things if not thing.name.startswith("top"))
+    work, capture = plan._work(2), plan.study.capture
     steps = [1.0001, 1.1, *(1 + n / 4 for n in range(1, 30))]
     found = [
         within_budget(capture.model_copy(update={"budget_gb": n * least / 1e9}), work)

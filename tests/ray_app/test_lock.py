@@ -21,7 +21,7 @@ def test_a_second_driver_is_refused_while_the_first_is_alive(store_root: str) ->
     files = StoreFiles(store_root)
     with (
         drive_alone(files, "r"),
-        pytest.raises(CaptureError, match=r"'r' is being captured by another driver \(process \d+"),
+        pytest.raises(CaptureError, match=r"'r' is being captured by another process \(\d+ on"),
         drive_alone(files, "r"),
     ):
         pass
@@ -76,7 +76,7 @@ def test_a_driver_of_another_machine_is_alive_while_its_record_changes(tmp_path:
             files.put_json(PATH, record)
             return record
 
-    with pytest.raises(CaptureError, match=r"process 1 on elsewhere\): wait for it"):
+    with pytest.raises(CaptureError, match=r"process \(1 on elsewhere\): wait for it"):
         Elsewhere(files, "r", 0.1).acquire()
 
 
@@ -85,7 +85,7 @@ def test_a_driver_whose_run_was_taken_over_is_told_and_leaves_the_record(store_r
     lock = DriverLock(files, "r", 0.01)
     lock.acquire()
     files.put_json(PATH, record_of_elsewhere(owner="another"))
-    with pytest.raises(CaptureError, match="another driver took over the run 'r'"):
+    with pytest.raises(CaptureError, match="another process took over the run 'r'"):
         lock.check()
     lock.keep_beating(threading.Event())
     lock.release()

@@ -120,7 +120,7 @@ def test_beginning_twice_gives_the_same_bytes(
         (["capture.tokens=161"], "capture.tokens: 160 -> 161"),
         (["seed=3"], "seed: 0 -> 3"),
         (["model.dtype=bfloat16"], "model.dtype: not given -> bfloat16"),
-        (["capture.sites=[mlp]"], "capture.sites: ['mlp', 'attn'] -> ['mlp']"),
+        (["capture.sites=[mlp]"], "capture.sites: ['attn', 'mlp'] -> ['mlp']"),
         (["tasks.code.limit=5"], "tasks.code.limit: not given -> 5"),
         (["tasks.mixed.mixture=[code]"], ("tasks.mixed.mixture: ['code', 'prose', 'numbers'] -> "
          "['code']")),

@@ -166,6 +166,29 @@ def test_what_killed_processes_leave_is_garbage_and_files_of_others_are_not(
     assert verify_store(store).problems == []
 
 
+def test_of_two_compactions_at_a_time_one_gives_up(store: Store) -> None:
+    before = answers(store)
+    first, second = (compact_run(store, "run-1", seconds_to_effect=0) for _ in range(2))
+    next(first)
+    next(second)  # It has listed what there is after the first one's file, and takes the next.
+    with pytest.raises(StoreError, match=r"was put together with other files by somebody else"):
+        list(first)
+    list(second)
+    assert answers(store) == before
+    assert verify_store(store).problems == []
+
+
+def test_a_shard_that_is_not_committed_yet_finds_its_place(
+    builder: Any, activations: Callable[..., Any]
+) -> None:
+    for shard in (0, 1, 3, 4):
+        builder.add_shard("code", shard, activations(shard))
+    made = compact(builder.finish())
+    assert sorted(path.split("/")[-1][:18] for path in made) == [
+        "shards-00000-00001", "shards-00000-00001", "shards-00003-00004", "shards-00003-00004"
+    ]  # fmt: skip
+
+
 def test_readers_go_on_and_every_answer_is_right(store: Store) -> None:
     query = "select count(*), sum(n), sum(pos_count) from stats"
     expected = store.sql(query).fetchall()

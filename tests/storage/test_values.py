@@ -156,6 +156,17 @@ def test_compacted_blocks_say_what_they_said_apart(tmp_path: Path) -> None:
         assert rows == rows.sort_by([("neuron", "ascending"), ("block", "ascending")])
 
 
+def test_blocks_keep_their_order_whatever_was_compacted_before(tmp_path: Path) -> None:
+    store = write_store(tmp_path, "float16", num_blocks=4)
+    late = store.files.get_json(layout.commit_path("r", "code", 1))
+    store.files.local(layout.commit_path("r", "code", 1)).unlink()
+    assert len(list(compact_run(store, "r", seconds_to_effect=0))) == 2
+    store.files.put_json(layout.commit_path("r", "code", 1), late)
+    blocks = store.matrix_blocks("mlp", 0, "code", neurons=[3], max_bytes=1 << 20)
+    samples = np.concatenate([block.sample for block in blocks])
+    assert samples[::LENGTH].tolist() == [0, 1, 2, 3]
+
+
 def test_wrong_questions_are_answered_with_what_there_is(tmp_path: Path) -> None:
     store = write_store(tmp_path, "int8", num_blocks=1, layers=2)
     for arguments, message in {

@@ -88,14 +88,20 @@ def test_what_is_not_there_is_said(
     assert "captured (attn, mlp), found 'mpl'" in refused("--site", "mpl")
     assert "at site 'mlp' (0, 1), found 2." in refused("--layer", 2)
     assert "neuron must be from 0 to 71 at site 'mlp' in layer 1" in refused("--neuron", 72)
+    place = ("--site", "mlp", "--layer", "1", "--neuron", "5")
+    status, out, err = actlake("neuron", run.store.files.root, *place)
+    assert (status, "Statistics by task" in out) == (2, True)
     assert (
         "kept no top activations (it has samples, stats, tokens): capture it again with "
-        "--set capture.top=5 and --new-run." in refused()
+        "--set capture.top=5, or a larger capture.budget_gb if it has one, and --new-run." in err
     )
     run.record["capture"]["top"] = 2
     run.store.files.put_json(f"runs/run={run.id}/run.json", run.record)
-    assert "at most 2 activations of each kind" in refused("--count", 3)
-    assert "task must be one of run" in refused("--task", "cod")
+    for options, message in {
+        ("--count", "3"): "at most 2 activations of each kind",
+        ("--task", "cod"): "task must be one of run",
+    }.items():
+        assert message in actlake("neuron", run.store.files.root, *place, *options)[2]
 
 
 @pytest.mark.parametrize("width", [40, 81])
