@@ -30,7 +30,7 @@ class Browser:
         to_read, self._to_browser = os.pipe()
         self._from_browser, to_write = os.pipe()
         options = [
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--headless=new", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe",
             f"--user-data-dir={folder / 'profile'}",
         ]  # fmt: skip

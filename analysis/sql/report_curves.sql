@@ -20,7 +20,7 @@ changes as (
         if(chosen_by = 'score', max(top1_change_upper), max(top1_change)) as top1_upper
     from evaluations
     where analysis = $analysis and task = evaluated and label is null
-    group by all
+    group by kind, task, chosen_by, fraction
 ),
 
 starts as (
