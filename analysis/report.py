@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import pyarrow as pa
+
 from analysis.errors import AnalysisError
 from analysis.summary import query_rows
 from storage import Store
@@ -158,19 +160,23 @@ class _Report:
         ]
 
     def alignments(self, runs: list[str]) -> list[Section]:
-        """Experts and selections: the newest alignment of the runs that are shown."""
-        rows = [
-            row
-            for row in self._analyses
-            if "cluster_alignment" in row["tables"]
-            and set(row["parameters"]["references"]) & set(runs)
-        ]
-        title = "Experts"
-        if not rows:
+        """Experts and selections, for all runs that were aligned together: the newest of each."""
+        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in self._analyses:
+            of = tuple(sorted(row["parameters"].get("references", ())))
+            if "cluster_alignment" in row["tables"] and set(of) & set(runs):
+                found.setdefault(of, []).append(row)
+        if not found:
             text = "No experts, which `actlake experts` makes, were compared with selections yet"
-            missing = self._missing(title, text, "align", "EXPERTS")
-            return [{"title": title, "sections": [missing]}]
-        return [{"title": title, "sections": self._alignment(_found(rows))}]
+            missing = self._missing("Experts", text, "align", "EXPERTS")
+            return [{"title": "Experts", "sections": [missing]}]
+        return [
+            {
+                "title": f"Experts and selections of {', '.join(map(self._label, of))}",
+                "sections": self._alignment(_found(rows)),
+            }
+            for of, rows in found.items()
+        ]
 
     def _overview(self, runs: list[str]) -> Section:
         figures = self._figures(
@@ -389,7 +395,7 @@ class _Report:
         table = self._store.table(sql)
         if not table.num_rows:
             return []
-        data = [[_json_value(value) for value in column.to_pylist()] for column in table.columns]
+        data = [_json_column(column) for column in table.columns]
         name = f"{query}-{len(self.queries)}"
         self.queries.append({"name": name, "sql": sql, "columns": table.column_names, "data": data})
         return [{**figure, "query": len(self.queries) - 1} for figure in figures]
@@ -420,6 +426,13 @@ def _found(rows: Iterable[dict[str, Any]]) -> _Found:
     return _Found(newest["analysis"], newest["parameters"], [row["analysis"] for row in older])
 
 
-def _json_value(value: Any) -> Any:
-    """The value itself; JSON has no number for those that are not finite, so their names."""
-    return repr(value) if isinstance(value, float) and not isfinite(value) else value
+def _json_column(column: pa.ChunkedArray) -> list[Any] | dict[str, list[Any]]:
+    """Values of a column; of text, ``values`` that differ and for each row a place in ``codes``."""
+    if pa.types.is_string(column.type):
+        encoded = column.combine_chunks().dictionary_encode()
+        return {"values": encoded.dictionary.to_pylist(), "codes": encoded.indices.to_pylist()}
+    # JSON has no number for those that are not finite, so their names.
+    return [
+        repr(value) if isinstance(value, float) and not isfinite(value) else value
+        for value in column.to_pylist()
+    ]

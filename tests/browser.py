@@ -30,8 +30,9 @@ class Browser:
         to_read, self._to_browser = os.pipe()
         self._from_browser, to_write = os.pipe()
         options = [
-            "--headless=new", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe",
+            "--headless=new", "--hide-scrollbars", "--no-sandbox", "--disable-gpu",
+            "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
+            "--remote-debugging-pipe",
             f"--user-data-dir={folder / 'profile'}",
         ]  # fmt: skip
         # Chromium reads commands from descriptor 3 and writes answers to 4, nowhere else. Copied

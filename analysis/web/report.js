@@ -61,11 +61,12 @@
     return String(Number(value.toPrecision(3)));
   }
 
-  function rowsOf(query) {
-    const columns = report.queries[query].columns;
-    const data = report.queries[query].data;
-    return data[0].map((_, index) =>
-      Object.fromEntries(columns.map((column, place) => [column, data[place][index]])));
+  function rowsOf({columns, data}) {
+    // Text is kept once for all rows that have it.
+    const whole = data.map((column) => column.codes
+      ? column.codes.map((code) => code === null ? null : column.values[code]) : column);
+    return whole[0].map((_, index) =>
+      Object.fromEntries(columns.map((column, place) => [column, whole[place][index]])));
   }
 
   // Rows in groups by the values of some columns, in order of appearance.
@@ -108,7 +109,7 @@
     const body = rows.map((row) => h("tr", {}, columns.map((column, place) =>
       h(place ? "td" : "th", {scope: place ? null : "row", class: style(column, row)},
         isText(column) ? label(row[column]) : show(row[column], isPercent(figure, column))))));
-    return h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name},
+    return h("div", {class: "scroll", role: "group", "aria-label": name},
       h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
   }
 
@@ -211,7 +212,7 @@
     });
     const text = `${name}: ${words(figure.value)} by ${words(figure.row)} and `
       + `${words(figure.column)}, ${rows.length} cells. The rows are below the figure.`;
-    return h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name},
+    return h("div", {class: "scroll", role: "group", "aria-label": name},
       s("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text},
         texts, cells));
   }
@@ -330,12 +331,19 @@
     });
     const text = `${name}: ${words(figure.values[0].column)} by ${words(figure.x)}, `
       + `${lines.length} lines. The rows are below the figure.`;
-    return h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": name},
+    return h("div", {class: "scroll", role: "group", "aria-label": name},
       s("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": text},
         axes, drawn));
   }
 
   // ---- figures ----
+
+  // The keyboard stops at what it has to scroll, and at nothing else.
+  function reach() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+    }
+  }
 
   const ascending = (a, b) => (isNumber(a) && isNumber(b) ? a - b : 0);
 
@@ -363,7 +371,8 @@
   function figureOf(given, id) {
     let figure = {...given, id};
     const query = report.queries[figure.query];
-    const rows = rowsOf(figure.query)
+    const all = rowsOf(query);
+    const rows = all
       .filter((row) => (figure.present ?? []).every((column) => row[column] !== null))
       .filter((row) => (figure.absent ?? []).every((column) => row[column] === null));
     const chosen = {};
@@ -395,11 +404,12 @@
         ...(figure.present ?? []).map((column) => `${column} is not null`),
         ...(figure.absent ?? []).map((column) => `${column} is null`),
       ];
-      drawnRows.textContent = plotted.length === query.data[0].length
+      drawnRows.textContent = plotted.length === all.length
         ? `All its ${show(plotted.length)} rows are shown.`
-        : `Of its ${show(query.data[0].length)} rows, the ${show(plotted.length)} with `
+        : `Of its ${show(all.length)} rows, the ${show(plotted.length)} with `
           + `${conditions.join(" and ")} are shown.`;
       fillRows();
+      reach();
     }
 
     const controls = (figure.controls ?? []).flatMap(({column, name}) => {
@@ -417,7 +427,10 @@
         redraw();
       }));
     }
-    details.addEventListener("toggle", fillRows);
+    details.addEventListener("toggle", () => {
+      fillRows();
+      reach();
+    });
     isReady = true;
     redraw();
     return h("figure", {id, "aria-labelledby": `${id}-title`},
@@ -447,4 +460,6 @@
   document.getElementById("content").append(...report.parts.map((part, place) => h("section", {},
     h("h2", {}, part.title),
     part.sections.map((section, index) => sectionOf(section, `part-${place}-${index}`)))));
+  reach();
+  window.addEventListener("resize", reach);
 })();

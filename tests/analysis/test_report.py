@@ -30,7 +30,7 @@ CURVE = [("score", None, 0.5), ("random", 0, 0.1), ("random", 1, 0.3)]
 """chosen_by, seed and change of the loss of three ablations."""
 
 UNNAMED = """
-    [...document.querySelectorAll("svg:not([aria-hidden]), [role=region], input, select, figure")]
+    [...document.querySelectorAll("svg:not([aria-hidden]), [role=group], input, select, figure")]
     .filter(e => !(e.ariaLabel || e.labels?.length
                    || document.getElementById(e.getAttribute("aria-labelledby"))))
     .map(e => e.outerHTML)
@@ -104,14 +104,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def page(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(store: Store) -> dict[str, Any]:
+    return make_report(store)
+
+
+@pytest.fixture(scope="module")
+def page(report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page(make_report(store)), encoding="utf-8")
+    path.write_text(render_page(report), encoding="utf-8")
     return path
 
 
 def sections(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {section["title"]: section for part in report["parts"] for section in part["sections"]}
+
+
+def decoded(column: Any) -> list[Any]:
+    if isinstance(column, list):
+        return column
+    return [None if code is None else column["values"][code] for code in column["codes"]]
 
 
 def rows_of(report: dict[str, Any], figure: str) -> list[dict[str, Any]]:
@@ -124,12 +135,14 @@ def rows_of(report: dict[str, Any], figure: str) -> list[dict[str, Any]]:
     ]
     query = report["queries"][found[0]]
     return [
-        dict(zip(query["columns"], row, strict=True)) for row in zip(*query["data"], strict=True)
+        dict(zip(query["columns"], row, strict=True))
+        for row in zip(*map(decoded, query["data"]), strict=True)
     ]
 
 
-def test_every_figure_has_the_rows_of_the_query_that_it_shows(store: Store) -> None:
-    report = make_report(store)
+def test_every_figure_has_the_rows_of_the_query_that_it_shows(
+    store: Store, report: dict[str, Any]
+) -> None:
     assert list(sections(report)) == [
         "Model and tasks", "Overlap of tasks", "Layers", "Pruning curves", "Cross-evaluation",
         "Persistence", "Drift", "Alignment by layer", "Experts x tasks",
@@ -140,14 +153,15 @@ def test_every_figure_has_the_rows_of_the_query_that_it_shows(store: Store) -> N
             query = report["queries"][figure["query"]]
             table = store.table(query["sql"])
             assert query["columns"] == table.column_names
-            assert query["data"] == [column.to_pylist() for column in table.columns]
+            assert list(map(decoded, query["data"])) == [
+                column.to_pylist() for column in table.columns
+            ]
             shown = [figure.get(key, []) for key in ("panels", "series", "columns")]
             single = [figure[key] for key in ("row", "column", "value", "x") if key in figure]
             assert {name for names in [*shown, single] for name in names} <= set(query["columns"])
 
 
-def test_rows_are_those_of_the_tables(store: Store) -> None:
-    report = make_report(store)
+def test_rows_are_those_of_the_tables(store: Store, report: dict[str, Any]) -> None:
     where = "metric = 'abs' and layer is null"
     expected = store.table(f"select * exclude (analysis) from overlap where {where}").to_pylist()
     rows = rows_of(report, "Neurons that two tasks share")
@@ -198,13 +212,15 @@ def test_what_is_not_there_is_left_out_with_the_command_that_makes_it(tmp_path: 
     assert "model.init=random" in note
 
 
-def test_one_run_is_shown_with_its_twin_or_alone(store: Store, tmp_path: Path) -> None:
-    def titles(run: str | None) -> list[str]:
-        return [part["title"] for part in make_report(store, run)["parts"]][:2]
+def test_one_run_is_shown_with_its_twin_or_alone(
+    store: Store, report: dict[str, Any], tmp_path: Path
+) -> None:
+    def titles(made: dict[str, Any]) -> list[str]:
+        return [part["title"] for part in made["parts"]][:2]
 
     compared = "From run-a (A) to run-b (random weights) (B)"
-    assert titles(None) == titles("run-a") == ["run-a and its random twin", compared]
-    assert titles("run-b") == ["run-b (random weights)", compared]
+    assert titles(report) == ["run-a and its random twin", compared]
+    assert titles(make_report(store, "run-b")) == ["run-b (random weights)", compared]
     with pytest.raises(StoreError, match="no run 'run-c'"):
         make_report(store, "run-c")
     (tmp_path / "runs").mkdir()
@@ -229,7 +245,9 @@ class Tags(HTMLParser):
             self.json += data
 
 
-def test_names_of_a_store_add_no_tag_and_come_back_whole(store: Store, page: Path) -> None:
+def test_names_of_a_store_add_no_tag_and_come_back_whole(
+    report: dict[str, Any], page: Path
+) -> None:
     parsed = Tags()
     text = page.read_text(encoding="utf-8")
     parsed.feed(text)
@@ -237,7 +255,7 @@ def test_names_of_a_store_add_no_tag_and_come_back_whole(store: Store, page: Pat
     plain = Tags()
     plain.feed(render_page({}))
     assert parsed.tags == plain.tags
-    assert json.loads(parsed.json.rstrip("\n")) == json.loads(json.dumps(make_report(store)))
+    assert json.loads(parsed.json.rstrip("\n")) == json.loads(json.dumps(report))
     assert re.findall(r"https?://(?!www\.w3\.org/)", text) == []
 
 
