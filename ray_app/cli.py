@@ -242,6 +242,17 @@ def plot(store: str, run: str | None, out: Path, **view_options: Any) -> None:
 
 @cli.command()
 @_STORE
+@click.option("--run", help="Show this run, its random twin and comparisons; all runs.")
+@click.option("--out", required=True, type=_PATH, help="The HTML file to write.")
+def report(store: str, run: str | None, out: Path) -> None:
+    """Write all that the STORE says as one HTML page, which works offline."""
+    from ray_app.commands import report
+
+    report.report(store, run, out)
+
+
+@cli.command()
+@_STORE
 @_RUN
 @click.option("--site", required=True, help="mlp or attn.")
 @click.option("--layer", required=True, type=int, help="Layer, from 0.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-__all__ = ["Query", "load_query", "parse_query", "quote"]
+__all__ = ["Query", "filled", "load_query", "parse_query", "quote"]
 
 _HEADER = re.compile(r"^--\s*(name|purpose|param|column|grain):\s*(.*)$")
 _PARAMETER = re.compile(r"\$([a-z_]+)")
@@ -34,6 +34,24 @@ class Query:
 def quote(text: str) -> str:
     """A SQL string literal; the only way paths and names enter SQL text."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def filled(query: Query, params: dict[str, str | float | list[str] | None]) -> str:
+    """The text of a query with literals for its parameters, which anyone can run as it is.
+
+    Args:
+        query: the query.
+        params: a value of each parameter.
+    """
+    return _PARAMETER.sub(lambda match: _literal(params[match[1]]), query.text)
+
+
+def _literal(value: str | float | list[str] | None) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(quote, value))}]"
+    return quote(value) if isinstance(value, str) else repr(value)
 
 
 @cache

@@ -29,7 +29,7 @@ def sql_files() -> list[tuple[str, str]]:
 EXAMPLES = {
     "sites": ["mlp"], "metrics": ["abs"], "fractions": [0.1], "rest": 0.9, "seed": 0, "count": 3,
     "eps_mlp": 0.001, "eps_attn": 0.0001, "fraction": 0.1, "layer": 0, "neuron": 0, "context": 3,
-    "per_sample": False, "experts": ["a"],
+    "per_sample": False, "experts": ["a"], "runs": ["a"], "analyses": ["a"],
 }  # fmt: skip
 """Values of parameters that are not text."""
 

@@ -7,7 +7,10 @@ select
     evaluated,
     reached,
     fraction,
-    ratio
+    ratio,
+    ratio_lower,
+    ratio_upper,
+    top1_unpruned
 from cross_evaluations
 where analysis = $analysis
 order by task, evaluated
