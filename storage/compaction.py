@@ -20,7 +20,7 @@ from typing import Any
 from storage import layout
 from storage.errors import StoreError
 from storage.files import FileRecord
-from storage.schema import TABLES
+from storage.schema import TABLES, Table
 from storage.store import Store
 from storage.values import join_blocks
 from storage.verify import file_problem
@@ -213,8 +213,6 @@ def _compact(
     seconds_to_effect: float,
     memory_limit: str | None,
 ) -> Compacted:
-    from storage.catalog import sorted_rows  # Capture workers load no DuckDB.
-
     for file in pack:
         problem = file_problem(store.files, file.record.to_dict())
         if problem is not None:
@@ -227,19 +225,7 @@ def _compact(
     first, last = min(f.shards[0] for f in pack), max(f.shards[1] for f in pack)
     # In a folder of their own: s3fs remembers that a folder of folders holds no files.
     target = f"{pack[0].folder}/compacted/shards-{first:05d}-{last:05d}-{digest}.parquet"
-    with tempfile.TemporaryDirectory(prefix="actlake-") as spill:
-        if table.name == "values":  # A row holds a whole block: too many to be sorted.
-            rows = join_blocks(store.files, paths)
-        else:
-            rows = sorted_rows(
-                store.files,
-                paths,
-                table,
-                batch_rows=min(max(table.row_group_rows, _BATCH_ROWS[0]), _BATCH_ROWS[1]),
-                spill=spill,
-                memory_limit=memory_limit,
-            )
-        written = store.files.put_batches(target, table.name, rows)
+    written = _write_together(store, target, paths, table, memory_limit)
     expected = sum(file.record.rows for file in pack)
     if written.rows != expected:
         raise StoreError(
@@ -275,6 +261,26 @@ def _compact(
         num_replaced=len(pack),
         bytes_replaced=sum(file.record.bytes for file in pack),
     )
+
+
+def _write_together(
+    store: Store, target: str, paths: list[str], table: Table, memory_limit: str | None
+) -> FileRecord:
+    from storage.catalog import sorted_rows  # Capture workers load no DuckDB.
+
+    with tempfile.TemporaryDirectory(prefix="actlake-") as spill:
+        if table.name == "values":  # A row holds a whole block: too many to be sorted.
+            rows = join_blocks(store.files, paths)
+        else:
+            rows = sorted_rows(
+                store.files,
+                paths,
+                table,
+                batch_rows=min(max(table.row_group_rows, _BATCH_ROWS[0]), _BATCH_ROWS[1]),
+                spill=spill,
+                memory_limit=memory_limit,
+            )
+        return store.files.put_batches(target, table.name, rows)
 
 
 def _records_of(store: Store, run: str, paths: list[str]) -> Iterator[dict[str, Any]]:
