@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import hypergeom
 
 from analysis.errors import AnalysisError
-from analysis.experts import EXPERT_SITE
+from analysis.experts import EXPERT_SITE, run_of_experts
 from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.overlap import rank, score
 from analysis.settings import AnalysisSettings
@@ -91,7 +91,7 @@ def align_experts(
         AnalysisError: if one of the experts is not there, a run is not complete or has no
             reference, layers differ in number or width, or a fraction selects no neuron.
     """
-    of_run = {name: _run_of(store, name) for name in dict.fromkeys(experts)}
+    of_run = {name: run_of_experts(store, name) for name in dict.fromkeys(experts)}
     runs = list(dict.fromkeys(of_run.values()))
     records = {run: store.run_record(run) for run in runs}
     _check_same_neurons(records)
@@ -265,17 +265,6 @@ def _aligned(sizes: Counts, held: Counts, num_simulations: int, seed: int) -> di
         "p_value": (1 + as_large) / (1 + num_simulations),
         "ami": mutual_information(sizes, held),
     }
-
-
-def _run_of(store: Store, experts: str) -> str:
-    """The run that experts were made of."""
-    found = _rows(store, "experts", {"analysis": experts})
-    if not found:
-        raise AnalysisError(
-            f"there are no experts {experts!r} in {store.files.root}: make some with `actlake "
-            f"experts {store.files.root}`; `actlake status` names those there are."
-        )
-    return str(found[0]["run"])
 
 
 def _reference(record: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis.errors import AnalysisError
-from analysis.keeping import Analysis, keep
+from analysis.graph import split_graph, weight_inside
+from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.kmeans import balanced_kmeans, normalise_rows
+from analysis.pairs import NeuronPairs, counted_layers
 from analysis.steps import Steps
 from storage import TABLES, Store
 from storage.sqlfiles import load_query
@@ -27,16 +29,24 @@ __all__ = [
     "ExpertSettings",
     "LayerExperts",
     "Method",
+    "PairWeight",
     "Projection",
     "expert_layers",
     "experts_by_layer",
     "keep_experts",
+    "pair_task",
+    "run_of_experts",
     "split_at_random",
+    "split_by_pairs",
     "split_by_rows",
 ]
 
-Method = Literal["kmeans", "random"]
+Method = Literal["kmeans", "coactivation", "random"]
 Projection = Literal["up", "gate"]
+PairWeight = Literal["product", "together"]
+
+_METHOD_ONLY: dict[str, set[str]] = {"kmeans": {"projection"}, "coactivation": {"task", "weight"}}
+"""Settings that one method alone reads."""
 
 EXPERT_SITE = "mlp"
 """The site whose neurons have rows of an input projection."""
@@ -50,17 +60,27 @@ class ExpertSettings(BaseModel):
     clusters: int = Field(ge=1, description="Experts of each layer.")
     method: Method = Field(
         "kmeans",
-        description="kmeans: balanced k-means on the unit rows of an input projection; random: "
-        "neurons in shuffled order, dealt out one by one.",
+        description="kmeans: balanced k-means on the unit rows of an input projection; "
+        "coactivation: the graph of neurons that fire together, cut; random: neurons in shuffled "
+        "order, dealt out one by one.",
     )
     projection: Projection = Field(
         "up", description="Of gated MLPs, whose rows kmeans clusters; plain MLPs have up alone."
     )
+    task: str | None = Field(
+        None, description="Task whose pairs of neurons coactivation reads; the run's reference."
+    )
+    weight: PairWeight = Field(
+        "product",
+        description="Weight of two neurons in the graph of coactivation: product, the sum of the "
+        "products of their activations, or 0 if that is negative; together, the number of "
+        "positions at which both are above zero.",
+    )
     seed: int = Field(0, ge=0, description="Seed of first centres and of shuffling.")
 
     def parameters(self) -> dict[str, Any]:
-        """All that decides the result, JSON-ready; the projection only if rows are read."""
-        unused = set() if self.method == "kmeans" else {"projection"}
+        """All that decides the result, JSON-ready: what other methods read is left out."""
+        unused = {name for m, names in _METHOD_ONLY.items() if m != self.method for name in names}
         return {"site": EXPERT_SITE, **self.model_dump(exclude=unused)}
 
 
@@ -77,7 +97,9 @@ class LayerExperts:
     total_inertia: float | None = None
     """The same if all were one expert."""
     num_iterations: int | None = None
-    """Iterations of k-means, if there were any."""
+    """Iterations of k-means, if rows were read."""
+    inside: float | None = None
+    """Share of the weight of a graph that lies inside experts, if one was cut."""
 
 
 def split_by_rows(rows: NDArray[np.float32], settings: ExpertSettings, layer: int) -> LayerExperts:
@@ -103,21 +125,59 @@ def split_by_rows(rows: NDArray[np.float32], settings: ExpertSettings, layer: in
     )
 
 
+def split_by_pairs(pairs: NeuronPairs, settings: ExpertSettings, layer: int) -> LayerExperts:
+    """Group the neurons of a layer by cutting the graph of those that fire together.
+
+    MoEfication weighs an edge by the products of the activations of two neurons, where both are
+    above zero; of an activation function that is never negative this is the sum of all products.
+    Where activations have either sign, products of opposite signs count against the edge.
+
+    Args:
+        pairs: of the layer's neurons.
+        settings: number of experts, weight of edges and seed.
+        layer: index of the layer.
+    """
+    given = pairs.product if settings.weight == "product" else pairs.together
+    weights = np.maximum(given, 0).astype(np.float64)
+    np.fill_diagonal(weights, 0)
+    labels = split_graph(weights, settings.clusters, seed=settings.seed)
+    total = float(weights.sum()) / 2
+    inside = weight_inside(weights, labels) / total if total else None
+    return LayerExperts(layer=layer, labels=labels, inside=inside)
+
+
+def pair_task(record: dict[str, Any], settings: ExpertSettings) -> str:
+    """The task whose pairs of neurons are read: the one asked for, or the run's reference.
+
+    Raises:
+        AnalysisError: if none was asked for and the run has no reference.
+    """
+    task = settings.task or record["reference"]
+    if task is None:
+        raise AnalysisError(
+            f"the study of run {record['run']!r} named no reference: pass --task with one of "
+            f"{', '.join(task['task'] for task in record['tasks'])}."
+        )
+    return str(task)
+
+
 def split_at_random(num_neurons: int, settings: ExpertSettings, layer: int) -> LayerExperts:
     """Deal the neurons of a layer out to experts one by one, in a seeded order of its own."""
     random = np.random.default_rng([settings.seed, layer])
     return LayerExperts(layer=layer, labels=random.permutation(num_neurons) % settings.clusters)
 
 
-def expert_layers(record: dict[str, Any], settings: ExpertSettings) -> dict[int, int]:
-    """Number of neurons of each layer that has experts.
+def expert_layers(store: Store, record: dict[str, Any], settings: ExpertSettings) -> dict[int, int]:
+    """Number of neurons of each layer that gets experts: of coactivation, where pairs are counted.
 
     Args:
-        record: of a run.
-        settings: how many experts.
+        store: the store that holds the run.
+        record: of the run.
+        settings: how many experts, made how.
 
     Raises:
-        AnalysisError: if the run has no such site, or a layer has fewer neurons than experts.
+        AnalysisError: if the run has no such site or counted no pairs, or a layer has fewer
+            neurons than experts.
     """
     widths = {s["layer"]: s["width"] for s in record["sites"] if s["site"] == EXPERT_SITE}
     if not widths:
@@ -126,6 +186,10 @@ def expert_layers(record: dict[str, Any], settings: ExpertSettings) -> dict[int,
             f"{', '.join(sorted({s['site'] for s in record['sites']})) or 'none'}: capture again "
             "with it among capture.sites."
         )
+    if settings.method == "coactivation":
+        task = pair_task(record, settings)
+        counted = counted_layers(store, record["run"], task, EXPERT_SITE)
+        widths = {layer: widths[layer] for layer in counted}
     layer = min(widths, key=lambda layer: (widths[layer], layer))
     if settings.clusters > widths[layer]:
         raise AnalysisError(
@@ -156,7 +220,12 @@ def keep_experts(
     weights = {"fingerprint": model["fingerprint"], "init": model["init"]}
     if model["init"] == "random":
         weights["init_seed"] = model["settings"]["init_seed"]
-    key = {"run": record["run"], "parameters": settings.parameters(), "lineage": weights}
+    parameters, lineage = settings.parameters(), weights
+    if settings.method == "coactivation":
+        parameters |= {"task": pair_task(record, settings)}
+        advice = "finish it with `actlake capture` first"
+        lineage = weights | committed_lineage(store, record, partial=False, advice=advice)
+    key = {"run": record["run"], "parameters": parameters, "lineage": lineage}
 
     def made() -> Steps:
         layers = sorted(compute(), key=lambda layer: layer.layer)
@@ -166,6 +235,22 @@ def keep_experts(
         return steps
 
     return keep(store, "experts", key, ("clusters", "cluster_layers"), made)
+
+
+def run_of_experts(store: Store, experts: str) -> str:
+    """The run that experts were made of.
+
+    Raises:
+        AnalysisError: if there are no experts of that id.
+    """
+    query = load_query("analysis", "experts").text
+    found = store.table(query, {"analysis": experts}).to_pylist()
+    if not found:
+        raise AnalysisError(
+            f"there are no experts {experts!r} in {store.files.root}: make some with `actlake "
+            f"experts {store.files.root}`; `actlake status` names those there are."
+        )
+    return str(found[0]["run"])
 
 
 def experts_by_layer(store: Store, analysis: str) -> list[dict[str, Any]]:
@@ -202,6 +287,7 @@ def _cluster_layers(layers: Sequence[LayerExperts], run: str, settings: ExpertSe
             "inertia": layer.inertia,
             "total_inertia": layer.total_inertia,
             "num_iterations": layer.num_iterations,
+            "inside": layer.inside,
         }
         for layer in layers
     ]

@@ -9,7 +9,7 @@ from analysis.errors import AnalysisError
 from storage import Store
 from storage.sqlfiles import load_query
 
-__all__ = ["NeuronPairs", "neuron_pairs"]
+__all__ = ["NeuronPairs", "counted_layers", "neuron_pairs"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,18 @@ class NeuronPairs:
     """(N, N) float64: sum of z_a z_b."""
     correlation: np.ndarray
     """(N, N) float64: Pearson's correlation; NaN for neurons that never change."""
+
+
+def counted_layers(store: Store, run: str, task: str, site: str) -> list[int]:
+    """The layers of a site of which a run counted pairs in a task, in order.
+
+    Raises:
+        AnalysisError: if there is none; says where pairs were counted.
+    """
+    for row in _places(store, run):
+        if (row["task"], row["site"]) == (task, site):
+            return list(row["layers"])
+    raise _not_counted(store, {"run": run, "task": task, "site": site})
 
 
 def neuron_pairs(store: Store, run: str, task: str, site: str, layer: int) -> NeuronPairs:
@@ -64,11 +76,18 @@ def neuron_pairs(store: Store, run: str, task: str, site: str, layer: int) -> Ne
     return NeuronPairs(n=n, together=together, product=product, correlation=correlation)
 
 
+def _places(store: Store, run: str) -> list[dict[str, Any]]:
+    rows = store.table(load_query("analysis", "pair_places").text, {"run": run})
+    found: list[dict[str, Any]] = rows.to_pylist()
+    return found
+
+
 def _not_counted(store: Store, key: dict[str, Any]) -> AnalysisError:
-    kept = store.table(load_query("analysis", "pair_places").text, {"run": key["run"]}).to_pylist()
+    kept = _places(store, key["run"])
     found = ", ".join(f"{row['task']}: {row['site']} {row['layers']}" for row in kept)
+    layer = f", layer {key['layer']}," if "layer" in key else ""
     return AnalysisError(
-        f"run {key['run']!r} counted no pairs of neurons of site {key['site']!r}, layer "
-        f"{key['layer']}, in task {key['task']!r} (it counted {found or 'none at all'}): capture "
-        f"with capture.coactivation: {{sites: [{key['site']}], layers: [{key['layer']}]}}."
+        f"run {key['run']!r} counted no pairs of neurons of site {key['site']!r}{layer} in task "
+        f"{key['task']!r} (it counted {found or 'none at all'}): capture with "
+        f"capture.coactivation: {{sites: [{key['site']}], layers: [{key.get('layer', '...')}]}}."
     )

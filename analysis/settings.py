@@ -73,6 +73,31 @@ def _checked_fractions(value: list[float]) -> list[float]:
     return sorted(set(value))
 
 
+class RoutingSettings(BaseModel):
+    """Which experts each token keeps, and on what that is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tasks: list[str] | None = Field(None, description="Tasks to evaluate; the reference.")
+    layers: list[int] | None = Field(
+        None, description="Layers in which experts are chosen; all that all experts have."
+    )
+    shares: list[float] = Field(
+        [0.1, 0.2, 0.3, 0.4, 0.5],
+        min_length=1,
+        description="Shares of the experts of each layer to keep, each in (0, 1].",
+    )
+    learn_tokens: int = Field(
+        4096, ge=2, description="Counted tokens of the reference's capture that routers learn from."
+    )
+    seed: int = Field(0, ge=0, description="Seed of learning and of random experts.")
+
+    @field_validator("shares")
+    @classmethod
+    def _in_range(cls, value: list[float]) -> list[float]:
+        return _checked_fractions(value)
+
+
 class PruningSettings(BaseModel):
     """What is pruned, by which scores."""
 

@@ -524,13 +524,21 @@ def prune(
     "--method",
     default="kmeans",
     show_default=True,
-    help="kmeans: balanced k-means on unit rows of the input projection; random: a control.",
+    help="kmeans: balanced k-means on unit rows of the input projection; coactivation: the graph "
+    "of neurons that fire together, cut; random: a control.",
 )
 @click.option(
     "--projection",
     default="up",
     show_default=True,
     help="Whose rows kmeans clusters: up, or gate of gated MLPs.",
+)
+@click.option("--task", help="Whose pairs of neurons coactivation reads; the run's reference.")
+@click.option(
+    "--weight",
+    default="product",
+    show_default=True,
+    help="Of two neurons in coactivation: product of activations, or together, a count.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of centres and shuffling."
@@ -574,6 +582,35 @@ def align(store: str, experts: tuple[str, ...], *, plots: Path | None, **options
     from ray_app.commands import experts as commands
 
     commands.align(store, experts, options, plots=plots)
+
+
+@cli.command()
+@_STORE
+@click.argument("experts", nargs=-1, required=True)
+@click.option("--tasks", type=_Names(), help="Tasks to evaluate; the reference if not given.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to evaluate a task on.")
+@click.option(
+    "--study", type=_PATH, help="Study file of the run, whose evaluation and resources to use."
+)
+@click.option("--reference", help="Task that routers learn from; that of the run if not given.")
+@click.option("--shares", type=_Numbers(), help="Shares of experts to keep; 0.1,0.2,0.3,0.4,0.5.")
+@click.option("--layers", type=_Indices(), help="Layers to route in; all that have experts.")
+@click.option("--learn-tokens", type=int, help="Tokens that routers learn from; 4096.")
+@click.option("--seed", type=int, help="Seed of learning and of random experts; 0.")
+def routing(
+    store: str,
+    experts: tuple[str, ...],
+    study: Path | None,
+    tokens: int | None,
+    reference: str | None,
+    **options: Any,
+) -> None:
+    """Keep, for each token, a share of EXPERTS (ids of analyses), and measure what that costs."""
+    from ray_app.commands import routing as commands
+
+    commands.routing(
+        store, experts, study=study, tokens=tokens, reference=reference, options=options
+    )
 
 
 def main() -> None:

@@ -11,16 +11,19 @@ from analysis.experts import (
     LayerExperts,
     expert_layers,
     keep_experts,
+    pair_task,
     split_at_random,
+    split_by_pairs,
     split_by_rows,
 )
+from analysis.pairs import neuron_pairs
 from ray_app.capture.stage import locate_planned
 from ray_app.models.projections import InputProjections
 from ray_app.models.sites import SiteLocation
 from ray_app.study import ModelSettings
 from storage import Store
 
-__all__ = ["LayerMap", "WeightsSpec", "make_experts", "split_layer", "split_layers"]
+__all__ = ["LayerMap", "WeightsSpec", "make_experts", "split_layer", "split_layers", "weights_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,15 @@ class WeightsSpec:
         return InputProjections(
             self.model, locate_planned(self.model, self.fingerprint), self.sites
         )
+
+
+def weights_of(record: dict[str, Any]) -> WeightsSpec:
+    """The weights of a run, from its record."""
+    return WeightsSpec(
+        model=ModelSettings.model_validate(record["model"]["settings"]),
+        fingerprint=record["model"]["fingerprint"],
+        sites=tuple(SiteLocation(**s) for s in record["sites"] if s["site"] == EXPERT_SITE),
+    )
 
 
 LayerMap = Callable[[WeightsSpec, ExpertSettings, Sequence[int]], Iterable[LayerExperts]]
@@ -88,16 +100,17 @@ def make_experts(
         on_layer: called after each layer.
 
     Raises:
-        AnalysisError: if the run has no MLP site, or a layer has fewer neurons than experts.
+        AnalysisError: if the run has no MLP site, a layer has fewer neurons than experts, or no
+            pairs of neurons were counted that the method reads.
         CaptureError: if the weights are not those of the run.
         ModelError: if the weights cannot be read, or have no such projection.
         StoreError: if there is no such run, or the store cannot be written.
     """
     record = store.run_record(run)
-    widths = expert_layers(record, settings)
+    widths = expert_layers(store, record, settings)
 
     def compute() -> Iterator[LayerExperts]:
-        for found in _found(record, settings, widths, mapper):
+        for found in _found(store, record, settings, widths, mapper):
             on_layer()
             yield found
 
@@ -105,13 +118,18 @@ def make_experts(
 
 
 def _found(
-    record: dict[str, Any], settings: ExpertSettings, widths: dict[int, int], mapper: LayerMap
+    store: Store,
+    record: dict[str, Any],
+    settings: ExpertSettings,
+    widths: dict[int, int],
+    mapper: LayerMap,
 ) -> Iterable[LayerExperts]:
     if settings.method == "random":
         return (split_at_random(width, settings, layer) for layer, width in widths.items())
-    spec = WeightsSpec(
-        model=ModelSettings.model_validate(record["model"]["settings"]),
-        fingerprint=record["model"]["fingerprint"],
-        sites=tuple(SiteLocation(**s) for s in record["sites"] if s["site"] == EXPERT_SITE),
-    )
-    return mapper(spec, settings, sorted(widths))
+    if settings.method == "coactivation":
+        run, task = record["run"], pair_task(record, settings)
+        return (
+            split_by_pairs(neuron_pairs(store, run, task, EXPERT_SITE, layer), settings, layer)
+            for layer in widths
+        )
+    return mapper(weights_of(record), settings, sorted(widths))

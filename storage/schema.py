@@ -720,6 +720,34 @@ def _estimate(name: str, doc: str) -> tuple[pa.Field, pa.Field, pa.Field]:
     )
 
 
+_MEASURED = (
+    _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
+    _column("mean_loss", pa.float64(), "mean -ln P(what is right), in nats"),
+    _column("perplexity", pa.float64(), "exp(mean_loss)"),
+    _column("top1_share", pa.float64(), "share that was the most probable one"),
+    _column("top10_share", pa.float64(), "share that was among the ten most probable"),
+    _column(
+        "n_uncommon",
+        pa.int64(),
+        "predictions of tokens that are not among the 50 which the capture of the "
+        "reference had most often as tokens to predict; 0 for images",
+    ),
+    _column(
+        "top1_uncommon",
+        pa.float64(),
+        "top1_share over those; null if none",
+        nullable=True,
+    ),
+    _column(
+        "top10_uncommon",
+        pa.float64(),
+        "top10_share over those; null if none",
+        nullable=True,
+    ),
+    *_estimate("loss_change", "mean_loss - that of the unpruned model, same samples"),
+    *_estimate("top1_change", "top1_share - that of the unpruned model, same samples"),
+)
+
 _ABLATION_TABLES = (
     Table(
         name="evaluation_samples",
@@ -760,31 +788,7 @@ _ABLATION_TABLES = (
                 _EVALUATED,
                 _LABEL,
                 _LABEL_ID,
-                _column("n", pa.int64(), "predictions: counted tokens with context, or images"),
-                _column("mean_loss", pa.float64(), "mean -ln P(what is right), in nats"),
-                _column("perplexity", pa.float64(), "exp(mean_loss)"),
-                _column("top1_share", pa.float64(), "share that was the most probable one"),
-                _column("top10_share", pa.float64(), "share that was among the ten most probable"),
-                _column(
-                    "n_uncommon",
-                    pa.int64(),
-                    "predictions of tokens that are not among the 50 which the capture of the "
-                    "reference had most often as tokens to predict; 0 for images",
-                ),
-                _column(
-                    "top1_uncommon",
-                    pa.float64(),
-                    "top1_share over those; null if none",
-                    nullable=True,
-                ),
-                _column(
-                    "top10_uncommon",
-                    pa.float64(),
-                    "top10_share over those; null if none",
-                    nullable=True,
-                ),
-                *_estimate("loss_change", "mean_loss - that of the unpruned model, same samples"),
-                *_estimate("top1_change", "top1_share - that of the unpruned model, same samples"),
+                *_MEASURED,
             ]
         ),
     ),
@@ -907,7 +911,8 @@ _ABLATION_TABLES = (
 _METHOD = _column(
     "method",
     pa.string(),
-    "kmeans: balanced k-means on unit rows of the input projection; random: dealt out at random",
+    "kmeans: balanced k-means on unit rows of the input projection; coactivation: a graph of "
+    "neurons that fire together, cut; random: dealt out at random",
 )
 _EXPERT = _column("expert", pa.int32(), "index of the expert inside its layer, from 0")
 
@@ -957,6 +962,13 @@ _EXPERT_TABLES = (
                     "total_inertia", pa.float64(), "the same if all were one expert", nullable=True
                 ),
                 _column("num_iterations", pa.int32(), "iterations of k-means", nullable=True),
+                _column(
+                    "inside",
+                    pa.float64(),
+                    "share of the weight of co-activation that lies inside experts; null if no "
+                    "graph was cut",
+                    nullable=True,
+                ),
             ]
         ),
     ),
@@ -1016,6 +1028,69 @@ _EXPERT_TABLES = (
     ),
 )
 
+_ROUTED = (
+    _RUN,
+    _column("experts", pa.string(), "id of the analysis that made the experts"),
+    _METHOD,
+    _column("task", pa.string(), "the task that is evaluated"),
+)
+_SHARE = _column("share", pa.float64(), "share of the experts of each layer that is kept")
+_NUM_KEPT = _column("num_kept", pa.int32(), "experts of each layer that are kept for a token")
+_CHOSEN = (
+    "truth: the experts with the largest sum of |activation|; centroid: those whose mean unit row "
+    "is nearest to the unit input of the MLP; learned: by a network that reads that input; random"
+)
+
+_ROUTING_TABLES = (
+    Table(
+        name="routing_layers",
+        owner="analysis",
+        purpose="How much of a token's activation lies in the few experts that a router chooses, "
+        "in the unpruned model.",
+        grain="one row per (analysis, experts, task, router, share, layer)",
+        schema=pa.schema(
+            [
+                *_ROUTED,
+                _column("router", pa.string(), _CHOSEN),
+                _SHARE,
+                _LAYER,
+                _column("num_experts", pa.int32(), "number of experts"),
+                _NUM_KEPT,
+                _column("n", pa.int64(), "counted positions"),
+                _column(
+                    "mass_kept",
+                    pa.float64(),
+                    "mean over positions of the share of the sum of |activation| that lies in the "
+                    "chosen experts",
+                ),
+                _column("mass_best", pa.float64(), "the same of the experts with the largest sums"),
+                _column(
+                    "mass_ratio",
+                    pa.float64(),
+                    "mean over positions of what is kept, relative to what is kept at best",
+                ),
+            ]
+        ),
+    ),
+    Table(
+        name="routing",
+        owner="analysis",
+        purpose="How well tasks are predicted if each token keeps only the experts that a router "
+        "chooses for it, in all layers that have experts.",
+        grain="one row per (analysis, experts, task, router, share)",
+        schema=pa.schema(
+            [
+                *_ROUTED,
+                _column("router", pa.string(), f"all: every expert, share 1; {_CHOSEN}"),
+                _SHARE,
+                _column("num_layers", pa.int32(), "layers that have experts"),
+                _NUM_KEPT,
+                *_MEASURED,
+            ]
+        ),
+    ),
+)
+
 TABLES: Mapping[str, Table] = MappingProxyType(
     {
         table.name: table
@@ -1026,6 +1101,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
             _PERSISTENCE,
             *_ABLATION_TABLES,
             *_EXPERT_TABLES,
+            *_ROUTING_TABLES,
         )
     }
 )

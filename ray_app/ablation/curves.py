@@ -22,7 +22,7 @@ from ray_app.run import Run
 from storage import TABLES
 from storage.sqlfiles import load_query
 
-__all__ = ["OpenEngine", "check_tasks", "pruning_curves", "rank_run"]
+__all__ = ["OpenEngine", "check_tasks", "measured", "pruning_curves", "rank_run"]
 
 OpenEngine = Callable[..., AbstractContextManager[Engine]]
 """Takes `reference` and `kinds`, and gives an `Engine` whose workers end with the block."""
@@ -203,11 +203,11 @@ class _Curves:
             "num_removed": 0 if point is None else point.ablation.num_removed,
             "evaluated": evaluated,
         }
-        yield {**shared, **_measured(before, after)}
+        yield {**shared, **measured(before, after)}
         for label_id in sorted(set(before.labels.tolist()) - {-1}):
             label = {"label_id": label_id, "label": self._labels[label_id]}
             parts = (scores.of_label(label_id) for scores in (before, after))
-            yield {**shared, **label, **_measured(*parts)}
+            yield {**shared, **label, **measured(*parts)}
 
     def _effects(
         self,
@@ -278,7 +278,13 @@ class _Curves:
                     }
 
 
-def _measured(before: SampleScores, after: SampleScores) -> dict[str, Any]:
+def measured(before: SampleScores, after: SampleScores) -> dict[str, Any]:
+    """Columns that say how well a model predicts, and how that differs from the unpruned one.
+
+    Args:
+        before: of the unpruned model.
+        after: of the model, on the same samples.
+    """
     found = means(after)
     # Tables of single predictions have columns of these names, of other types.
     renamed = {"loss": "mean_loss", "top1": "top1_share", "top10": "top10_share"}

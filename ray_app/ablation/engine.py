@@ -111,11 +111,7 @@ class Engine:
             [self._trial(shard, ablation) for shard in self._samples.of(task)]
             for ablation, task in asked
         ]
-        found = self._measure([trial for group in trials for trial in group], name)
-        return [
-            SampleScores.join([part for trial in group for part in found[trial.serial]])
-            for group in trials
-        ]
+        return self._joined(trials, name)
 
     def unpruned(self, tasks: Sequence[str]) -> dict[str, SampleScores]:
         """How well the samples of tasks are predicted by the whole model.
@@ -153,6 +149,14 @@ class Engine:
                 parts.append(stats)
         return pa.concat_tables(parts)
 
+    def _joined(self, groups: Sequence[Sequence[Trial]], name: str) -> list[SampleScores]:
+        """The scores of each group of trials, over all of its samples."""
+        found = self._measure([trial for group in groups for trial in group], name)
+        return [
+            SampleScores.join([part for trial in group for part in found[trial.serial]])
+            for group in groups
+        ]
+
     def _find_peaks(self) -> dict[SiteKey, np.ndarray]:
         trials = self._captured([self._reference], UNPRUNED, "histograms")
         total: dict[SiteKey, np.ndarray] = {}
@@ -165,22 +169,29 @@ class Engine:
 
     def _captured(self, tasks: Sequence[str], ablation: Ablation, measure: Any) -> list[Trial]:
         """Trials over what the run captured."""
-        query = load_query("ray_app", "left_out").text
         trials = []
         for task in tasks:
-            rows = self._run.store.table(query, {"run": self._run.id, "task": task})
-            left_out = tuple(rows["sample"].to_pylist())
+            more = {"measure": measure, "left_out": self._left_out(task)}
             trials += [
-                self._trial(shard, ablation, measure=measure, left_out=left_out)
+                self._trial(shard, ablation, **more)
                 for shard in self._run.shards
                 if shard.task == task
             ]
         return trials
 
+    def _left_out(self, task: str) -> tuple[int, ...]:
+        """Samples of a task that the capture set aside."""
+        query = load_query("ray_app", "left_out").text
+        rows = self._run.store.table(query, {"run": self._run.id, "task": task})
+        return tuple(rows["sample"].to_pylist())
+
     def _trial(self, shard: PlannedShard, ablation: Ablation, **more: Any) -> Trial:
-        self._num_trials += 1
         chosen = {"measure": "predictions"} | more
-        return Trial.of(shard, serial=self._num_trials, ablation=ablation, **chosen)
+        return Trial.of(shard, serial=self._next_serial(), ablation=ablation, **chosen)
+
+    def _next_serial(self) -> int:
+        self._num_trials += 1
+        return self._num_trials
 
     def _measure(self, trials: Sequence[Trial], name: str) -> dict[int, list[Any]]:
         """What each trial measured, by its serial number."""

@@ -6,8 +6,9 @@ One loaded model serves all trials; token batches are kept from trial to trial.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +30,10 @@ from ray_app.models.prediction import Prediction
 from storage import StoreFiles
 from storage.schema import TABLES
 
-__all__ = ["EvaluationSpec", "EvaluationStage", "Trial", "build_evaluation"]
+__all__ = ["EvaluationSpec", "EvaluationStage", "OpenTrial", "Trial", "build_evaluation"]
 
-Measure = Literal["predictions", "histograms", "moments"]
+Measure = Literal["predictions", "histograms", "moments", "inputs", "masses"]
+"""The last two are those of `ray_app.ablation.routing_stage`."""
 
 _KEPT_BYTES = 256 << 20
 """Inputs of the model that are kept between trials; decoding images costs more than reading ids."""
@@ -47,7 +49,7 @@ class EvaluationSpec(StageSpec):
     """Least and largest activation of each neuron, where histograms are asked for."""
 
     @classmethod
-    def of(cls, spec: StageSpec, **more: Any) -> "EvaluationSpec":
+    def of(cls, spec: StageSpec, **more: Any) -> Self:
         """The spec of a capture's stage, and what evaluation needs besides."""
         return cls(**{f.name: getattr(spec, f.name) for f in fields(StageSpec)}, **more)
 
@@ -66,7 +68,7 @@ class Trial(PlannedShard):
     """Samples that the capture set aside."""
 
     @classmethod
-    def of(cls, shard: PlannedShard, **more: Any) -> "Trial":
+    def of(cls, shard: PlannedShard, **more: Any) -> Self:
         """A trial over the samples of a shard."""
         return cls(**{f.name: getattr(shard, f.name) for f in fields(PlannedShard)}, **more)
 
@@ -76,7 +78,7 @@ def build_evaluation(spec: EvaluationSpec, *, device: str = "cpu") -> "Evaluatio
     return EvaluationStage(load_stage_model(spec, device=device), spec)
 
 
-class _Open:
+class OpenTrial:
     """The trial that is under way."""
 
     def __init__(self, trial: Trial, readers: dict[SiteKey, Any]) -> None:
@@ -105,8 +107,8 @@ class EvaluationStage:
         self._batches: dict[tuple[Any, ...], list[Batch | None]] = {}
         self._inputs: dict[tuple[Any, ...], Tensor] = {}
         self._num_kept = 0
-        self._open: _Open | None = None
-        self._closed: dict[int, _Open] = {}
+        self._open: OpenTrial | None = None
+        self._closed: dict[int, OpenTrial] = {}
 
     def step(self, trial: Trial, index: int, hidden: Tensor | None = None) -> int | Tensor:
         """Run one batch with neurons removed; arguments and result as `Stage.step`.
@@ -117,7 +119,7 @@ class EvaluationStage:
             DamagedFileError: if the samples were altered since they were drawn.
         """
         if index == 0:
-            self._open = _Open(trial, self._readers(trial))
+            self._open = OpenTrial(trial, self._readers(trial))
         opened = self._opened(trial, index)
         batch = self._batches_of(trial)[index]
         result = 0 if batch is None else self._compute(opened, batch, hidden)
@@ -143,22 +145,18 @@ class EvaluationStage:
         closed = self._closed.pop(trial.serial, None)
         if closed is None:
             raise _interrupted(trial)
-        if trial.measure == "histograms":
-            return [{key: reader.counts() for key, reader in closed.readers.items()}]
-        if trial.measure == "moments":
-            return [self._stats(trial, closed.readers)]
-        return [SampleScores.join(closed.scores)] if self._model.is_last else []
+        return self._measured(closed)
 
     def drop(self, trial: Trial) -> None:
         """Forget a trial, because another stage could not close it."""
         self._closed.pop(trial.serial, None)
 
-    def _compute(self, opened: _Open, batch: Batch, hidden: Tensor | None) -> int | Tensor:
+    def _compute(self, opened: OpenTrial, batch: Batch, hidden: Tensor | None) -> int | Tensor:
         inputs = self._inputs_of(opened.trial, batch)
         read = {key: self._modules[key] for key in opened.readers}
         with (
             torch.inference_mode(),
-            ablated(self._modules, opened.trial.ablation, batch),
+            self._edited(opened, batch),
             # Hooks run in the order of attachment: what is read is what is left.
             read_inputs(read, _adding(opened, batch)),
         ):
@@ -170,7 +168,21 @@ class EvaluationStage:
                 opened.scores.append(self._scores(batch, inputs, predictions))
         return batch.num_tokens
 
+    def _edited(self, opened: OpenTrial, batch: Batch) -> AbstractContextManager[None]:
+        """While the block runs, the model is that of the trial."""
+        return ablated(self._modules, opened.trial.ablation, batch)
+
+    def _measured(self, closed: OpenTrial) -> list[Any]:
+        """What `write` gives back of a trial."""
+        trial = closed.trial
+        if trial.measure == "histograms":
+            return [{key: reader.counts() for key, reader in closed.readers.items()}]
+        if trial.measure == "moments":
+            return [self._stats(trial, closed.readers)]
+        return [SampleScores.join(closed.scores)] if self._model.is_last else []
+
     def _readers(self, trial: Trial) -> dict[SiteKey, Any]:
+        """What reads the activations of which site and layer in a trial."""
         device = self._model.device
         if trial.measure == "histograms":
             return {
@@ -258,14 +270,14 @@ class EvaluationStage:
             self._inputs[key] = inputs
         return inputs
 
-    def _opened(self, trial: Trial, next_batch: int) -> _Open:
+    def _opened(self, trial: Trial, next_batch: int) -> OpenTrial:
         opened = self._open
         if opened is None or opened.trial.serial != trial.serial or opened.next_batch != next_batch:
             raise _interrupted(trial)
         return opened
 
 
-def _adding(opened: _Open, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
+def _adding(opened: OpenTrial, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
     return lambda key, z: opened.readers[key].add(z.flatten(0, -2), batch.counted)
 
 

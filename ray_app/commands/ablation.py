@@ -1,6 +1,6 @@
 """``actlake ablate``, ``crosseval`` and ``prune``: models without some of their neurons."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +26,9 @@ from ray_app.ablation.samples import (
     study_of,
     with_tokens,
 )
-from ray_app.ablation.stage import build_evaluation
+from ray_app.ablation.stage import EvaluationSpec, EvaluationStage, build_evaluation
 from ray_app.actors import cluster_nodes, ray_session, ray_workers
+from ray_app.capture.workers import Workers
 from ray_app.facts import ModelFacts, inspect_model
 from ray_app.models.export import check_exportable, export_model
 from ray_app.models.loading import quiet_transformers
@@ -39,12 +40,14 @@ from ray_app.validation import explain
 from storage import Store, open_store
 from storage.sqlfiles import load_query
 
+__all__ = ["Session", "ablate", "crosseval", "prune", "say_made"]
+
 Settings = TypeVar("Settings", bound=PruningSettings)
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class _Session:
+class Session:
     """What the commands share: a run, its study and model, and its evaluation samples."""
 
     def __init__(self, store: Store, run: str, study: Path | None, tokens: int | None) -> None:
@@ -69,15 +72,32 @@ class _Session:
         self, samples: EvaluationSamples, *, reference: str, kinds: Iterable[Kind]
     ) -> Iterator[Engine]:
         """An engine on Ray actors, which end with the block."""
+
+        def specs_of(cut: Sequence[range]) -> Sequence[EvaluationSpec]:
+            return evaluation_specs(self.run, cut, reference, kinds=kinds)
+
+        with self.workers(specs_of, build_evaluation) as workers:
+            yield Engine(workers, self.run, samples, reference, open_progress)
+
+    @contextmanager
+    def workers(
+        self,
+        specs_of: Callable[[Sequence[range]], Sequence[EvaluationSpec]],
+        build: Callable[..., EvaluationStage],
+    ) -> Iterator[Workers]:
+        """Ray actors that run the stages of the model; they end with the block.
+
+        Args:
+            specs_of: gives the specs of stages with these layers.
+            build: makes a stage of its spec and a device.
+        """
         with ray_session():
             threads = int(self.run.record["threads"])
             placement = place(self.study, self.model, cluster_nodes(), threads=threads)
-            specs = evaluation_specs(self.run, placement.cut, reference, kinds=kinds)
+            specs = specs_of(placement.cut)
             max_deaths = self.study.resources.max_deaths
-            with ray_workers(
-                specs, placement, max_deaths=max_deaths, build=build_evaluation
-            ) as workers:
-                yield Engine(workers, self.run, samples, reference, open_progress)
+            with ray_workers(specs, placement, max_deaths=max_deaths, build=build) as workers:
+                yield workers
 
     def ablation(self, kind: Kind, neurons: Neurons, reference: str) -> Ablation:
         """An ablation with the values of a reference; only peaks need the model to run."""
@@ -110,14 +130,14 @@ def ablate(
     """
     settings = _settings(AblationSettings, options)
     store = open_store(store_path)
-    session = _Session(store, store.resolve_run(run), study, tokens)
+    session = Session(store, store.resolve_run(run), study, tokens)
     samples = session.samples()
 
     def open_engine(**needs: Any) -> Any:
         return session.engine(samples, **needs)
 
     made = pruning_curves(session.run, samples, settings, open_engine, reference=reference)
-    _say_made(made)
+    say_made(made)
     Console(highlight=False).print(_effects(store, made.id))
 
 
@@ -133,14 +153,14 @@ def crosseval(
     """Fill the cross-evaluation matrix, keep it and print it; arguments as `ablate`."""
     settings = _settings(CrossSettings, options)
     store = open_store(store_path)
-    session = _Session(store, store.resolve_run(run), study, tokens)
+    session = Session(store, store.resolve_run(run), study, tokens)
     samples = session.samples()
 
     def open_engine(**needs: Any) -> Any:
         return session.engine(samples, **needs)
 
     made = cross_evaluate(session.run, samples, settings, open_engine, reference=reference)
-    _say_made(made)
+    say_made(made)
     Console(highlight=False).print(_matrix(store, made.id))
 
 
@@ -172,7 +192,7 @@ def prune(
             "activations of other positions."
         )
     store = open_store(store_path)
-    session = _Session(store, store.resolve_run(run), None, None)
+    session = Session(store, store.resolve_run(run), None, None)
     parameters = run_parameters(session.run.record, settings, reference)
     check_tasks(session.run, settings, parameters["reference"])
     neurons = rank_run(session.run, parameters)[task].top(fraction)
@@ -202,7 +222,8 @@ def _say_task(task: str) -> None:
     _console.print(f"choosing evaluation samples of {task}")
 
 
-def _say_made(made: Analysis) -> None:
+def say_made(made: Analysis) -> None:
+    """Say which analysis was made, and how many rows its tables have."""
     rows = ", ".join(f"{file.table} {file.rows:,}" for file in made.files)
     state = "made" if made.is_new else "was there already"
     click.echo(f"analysis {made.id} {state}: rows of {rows}", err=True)

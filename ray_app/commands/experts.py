@@ -135,7 +135,7 @@ def _print_alignment(rows: list[dict[str, Any]], runs: list[str], fraction: floa
 def _print_layers(store: Store, analysis: str) -> None:
     rows = experts_by_layer(store, analysis)
     table = Table()
-    for name in ("layer", "neurons", "experts", "sizes", "iterations", "explained"):
+    for name in ("layer", "neurons", "experts", "sizes", "iterations", "explained", "inside"):
         table.add_column(name, justify="right")
     for row in rows:
         sizes = sorted({row["smallest"], row["largest"]})
@@ -149,7 +149,9 @@ def _print_layers(store: Store, analysis: str) -> None:
             "-".join(map(str, sizes)),
             str(row["num_iterations"] or "-"),
             explained,
+            "-" if row["inside"] is None else f"{row['inside']:.1%}",
         )
     console = Console(highlight=False)
     console.print(table)
     console.print("explained: share of the unit rows' spread that lies between experts")
+    console.print("inside: share of the weight of co-activation that lies inside experts")

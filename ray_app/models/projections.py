@@ -30,7 +30,7 @@ from ray_app.models.sites import SiteLocation, linear_shape
 from ray_app.models.timm_models import timm_name
 from ray_app.study import ModelSettings
 
-__all__ = ["InputProjections"]
+__all__ = ["InputProjections", "first_map"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,32 @@ class InputProjections:
         return load_model(self._settings, self._files)
 
 
+def first_map(model: nn.Module, site: SiteLocation) -> str:
+    """Name of the linear map of a site 'mlp' whose input is that of the whole MLP.
+
+    Raises:
+        ModelError: if the MLP has no map before its output projection.
+    """
+    parent, _, last = site.module.rpartition(".")
+    before = _maps_before(model.get_submodule(parent), last)
+    if not before:
+        raise ModelError(
+            f"the MLP of layer {site.layer} ({parent}) has no linear map before {last!r}, so what "
+            "enters it is not known: name its output projection in model.site_modules.mlp."
+        )
+    return f"{parent}.{next(iter(before))}"
+
+
+def _maps_before(mlp: nn.Module, last: str) -> dict[str, int]:
+    """Outputs of the linear maps of an MLP that stand before its output projection, by name."""
+    linear = {
+        name: linear_shape(module)[1]
+        for name, module in mlp.named_children()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    return {name: linear[name] for name in list(linear)[: list(linear).index(last)]}
+
+
 def _places(model: nn.Module, site: SiteLocation) -> dict[Projection, _Place]:
     """The projections that feed a site 'mlp'.
 
@@ -120,13 +146,8 @@ def _places(model: nn.Module, site: SiteLocation) -> dict[Projection, _Place]:
     """
     parent, _, last = site.module.rpartition(".")
     mlp = model.get_submodule(parent)
-    linear = {
-        name: linear_shape(module)[1]
-        for name, module in mlp.named_children()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
-    before = list(linear)[: list(linear).index(last)]
-    widths = [linear[name] for name in before]
+    maps = _maps_before(mlp, last)
+    before, widths = list(maps), list(maps.values())
     if widths == [site.width]:
         return {"up": _Place(f"{parent}.{before[0]}", 0)}
     halves: list[tuple[str, int]] = []
@@ -136,7 +157,7 @@ def _places(model: nn.Module, site: SiteLocation) -> dict[Projection, _Place]:
     if sorted(follows) != [False, True]:
         raise ModelError(
             f"the MLP of layer {site.layer} ({parent}) is neither plain nor gated: its linear maps "
-            f"are {', '.join(linear)}, and which rows are those of its neurons is not known."
+            f"are {', '.join([*maps, last])}, and which rows are those of its neurons is not known."
         )
     places = [_Place(f"{parent}.{name}", start) for name, start in halves]
     up = follows.index(True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 import transformers
 
+from ray_app.capture.workers import LocalWorkers
+from ray_app.commands.ablation import Session
 from ray_app.run import Run
 from storage import Store, open_store
 
@@ -153,6 +156,51 @@ def check_alignment(store: Store, experts: str, control: str, run: str) -> None:
         assert row["p_value"] == pytest.approx(1 / 15363284301456, rel=1e-6)
 
 
+def test_neurons_that_fire_together_are_one_expert_and_tokens_keep_it(
+    capture: Callable[..., str],
+    planted: tuple[Path, np.ndarray],
+    tmp_path: Path,
+    actlake: Actlake,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store_path = str(tmp_path / "store")
+    run = capture("capture.coactivation={layers: [1]}", name="pairs")
+    made_by_weight = {}
+    for weight in ("product", "together"):
+        options = "--clusters", "6", "--method", "coactivation", "--weight", weight
+        status, _, error = actlake("experts", store_path, *options)
+        assert status == 0, error
+        made_by_weight[weight] = made(error)
+    store = open_store(store_path)
+    for name in made_by_weight.values():
+        rows = "select layer, expert from clusters where analysis = $analysis order by neuron"
+        found = store.table(rows, {"analysis": name})
+        assert set(found["layer"].to_pylist()) == {1}
+        labels = found["expert"].to_numpy()
+        assert np.bincount(labels).tolist() == [SIZE] * NUM_EXPERTS
+        # The neurons of the other experts never fire: no edge says where they belong.
+        for expert in (0, 1):
+            assert len(set(labels[planted[1][1] == expert])) == 1
+    assert min(store.table("from cluster_layers")["inside"].to_pylist()) > 0.9
+
+    def local(self: Session, specs_of: Any, build: Any) -> Any:
+        return nullcontext(LocalWorkers(*map(build, specs_of([range(2)]))))
+
+    monkeypatch.setattr(Session, "workers", local)
+    shares = "--shares", str(1 / NUM_EXPERTS)
+    options = *made_by_weight.values(), "--tasks", "boats,sums", *shares, "--tokens", "20"
+    status, output, error = actlake("routing", store_path, *options)
+    assert status == 0, error
+    assert max(map(len, output.splitlines())) <= 80
+    assert "Rise of the loss of sums (nats), " in output
+    kept = store.table("from routing_layers where router = 'truth' and run = $run", {"run": run})
+    assert set(kept["layer"].to_pylist()) == {1}
+    assert len(kept) == 4
+    twice = *made_by_weight.values(), "--layers", "0"
+    status, _, error = actlake("routing", store_path, *twice)
+    assert "layers must be among those that all of the experts have (1), found 0" in error
+
+
 def test_mistakes_are_told_in_a_sentence(
     capture: Callable[..., str], planted: tuple[Path, np.ndarray], tmp_path: Path, actlake: Actlake
 ) -> None:
@@ -176,6 +224,10 @@ def test_mistakes_are_told_in_a_sentence(
         "--clusters", "73"
     )
     assert "clusters" in experts("--clusters", "0")
+    assert (
+        "counted no pairs of neurons of site 'mlp' in task 'both' (it counted none at all): "
+        "capture with capture.coactivation: {sites: [mlp], layers: [...]}"
+    ) in experts("--clusters", "6", "--method", "coactivation")
     assert "method" in experts("--clusters", "6", "--method", "metis")
     assert "must have captured site 'mlp' to have experts, found attn" in experts(
         "--clusters", "6", of=attention
