@@ -27,17 +27,27 @@ _STORE = click.argument("store")
 _RUN = click.option("--run", help="Id of the run; not needed if the store has one run.")
 
 
-def _study_options(command: Command) -> Command:
-    command = click.option(
-        "--tokens", type=click.IntRange(min=1), help="Counted tokens of each task."
-    )(command)
-    return click.option(
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator; help lists them in this order."""
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+_study_options = _together(
+    click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY.PATH=VALUE",
         help="Change one setting of the study, such as model.init=random. May be repeated.",
-    )(command)
+    ),
+    click.option("--tokens", type=click.IntRange(min=1), help="Counted tokens of each task."),
+)
 
 
 class _Numbers(click.ParamType[list[float]]):
@@ -91,12 +101,11 @@ _WITHIN = click.option(
 )
 
 
-def _view_options(command: Command) -> Command:
-    command = click.option("--fraction", type=float, help="Fraction to show; the smallest.")(
-        command
-    )
-    command = click.option("--metric", help="Which metric; abs if there.")(command)
-    return click.option("--analysis", help="Which analysis; the last one.")(command)
+_view_options = _together(
+    click.option("--analysis", help="Which analysis; the last one."),
+    click.option("--metric", help="Which metric; abs if there."),
+    click.option("--fraction", type=float, help="Fraction to show; the smallest."),
+)
 
 
 def _read_study(path: Path, overrides: tuple[str, ...], tokens: int | None) -> "Study":
@@ -415,30 +424,22 @@ def drift(
     drift.drift(store, run_a, run_b, store_b=store_b, result_format=result_format, options=options)
 
 
-def _pruning_options(command: Command) -> Command:
-    for option in (
-        click.option("--reference", help="Task to score against; that of the run if not given."),
-        click.option("--metric", help="abs, rms, std, sqrt, freq, mean or rand; abs."),
-        click.option("--within", type=click.Choice(["model", "layer"]), help="Top of what; model."),
-        click.option("--sites", type=_Names(), help="mlp, attn; all that were captured."),
-        click.option("--seed", type=int, help="Seed of resampling and of the metric rand; 0."),
-    ):
-        command = option(command)
-    return command
-
-
-def _evaluation_options(command: Command) -> Command:
-    for option in (
-        click.option("--tasks", type=_Names(), help="Tasks to prune for; all but the reference."),
-        click.option("--tokens", type=click.IntRange(min=1), help="Tokens to evaluate a task on."),
-        click.option(
-            "--study",
-            type=_PATH,
-            help="Study file of the run, whose evaluation and resources to use.",
-        ),
-    ):
-        command = option(command)
-    return command
+_pruning_options = _together(
+    click.option("--seed", type=int, help="Seed of resampling and of the metric rand; 0."),
+    click.option("--sites", type=_Names(), help="mlp, attn; all that were captured."),
+    click.option("--within", type=click.Choice(["model", "layer"]), help="Top of what; model."),
+    click.option("--metric", help="abs, rms, std, sqrt, freq, mean or rand; abs."),
+    click.option("--reference", help="Task to score against; that of the run if not given."),
+)
+_TOKENS = click.option("--tokens", type=click.IntRange(min=1), help="Tokens to evaluate a task on.")
+_STUDY_OF_RUN = click.option(
+    "--study", type=_PATH, help="Study file of the run, whose evaluation and resources to use."
+)
+_evaluation_options = _together(
+    _STUDY_OF_RUN,
+    _TOKENS,
+    click.option("--tasks", type=_Names(), help="Tasks to prune for; all but the reference."),
+)
 
 
 @cli.command()
@@ -588,10 +589,8 @@ def align(store: str, experts: tuple[str, ...], *, plots: Path | None, **options
 @_STORE
 @click.argument("experts", nargs=-1, required=True)
 @click.option("--tasks", type=_Names(), help="Tasks to evaluate; the reference if not given.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to evaluate a task on.")
-@click.option(
-    "--study", type=_PATH, help="Study file of the run, whose evaluation and resources to use."
-)
+@_TOKENS
+@_STUDY_OF_RUN
 @click.option("--reference", help="Task that routers learn from; that of the run if not given.")
 @click.option("--shares", type=_Numbers(), help="Shares of experts to keep; 0.1,0.2,0.3,0.4,0.5.")
 @click.option("--layers", type=_Indices(), help="Layers to route in; all that have experts.")

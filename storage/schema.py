@@ -2,8 +2,8 @@
 
 Tables of a run live under ``runs/run=<run>/<table>/task=<task>/...``; tables of an analysis under
 ``analyses/analysis=<analysis>/``. The partition keys (run, task, analysis) are in the path, not in
-the files; every Hive-aware reader adds them as columns. The tables stand in storage/tables/, by what
-makes them.
+the files; every Hive-aware reader adds them as columns. The tables stand in storage/tables/, by
+what makes them.
 """
 
 from collections.abc import Mapping

@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from analysis import Analysis, AnalysisError, CrossSettings
 from analysis.evaluation import SampleScores, means, ratio
-from analysis.keeping import ComputedTables, committed_lineage, keep
-from analysis.overlap import run_parameters
+from analysis.keeping import ComputedTables
 from analysis.selection import Ranking
-from ray_app.ablation.curves import OpenEngine, check_tasks, rank_run
+from ray_app.ablation.curves import OpenEngine, keep_measured, rank_run
 from ray_app.ablation.engine import Engine
 from ray_app.ablation.masks import Ablation
 from ray_app.ablation.samples import EvaluationSamples
@@ -42,18 +41,8 @@ def cross_evaluate(
     Raises:
         AnalysisError: if a task is never predicted right.
     """
-    parameters = run_parameters(run.record, settings, reference)
-    parameters["tasks"] = check_tasks(run, settings, parameters["reference"])
-    lineage = committed_lineage(
-        run.store, run.record, partial=False, advice="finish it with `actlake capture` first"
-    )
-    key = {
-        "run": run.id,
-        "parameters": parameters,
-        "lineage": lineage | {"samples": samples.analysis},
-    }
 
-    def compute() -> ComputedTables:
+    def compute(parameters: dict[str, Any]) -> ComputedTables:
         ranked = rank_run(run, parameters)
         for task in parameters["tasks"]:
             ranked[task].top(settings.upper)  # A fraction of no neuron is told at once.
@@ -62,7 +51,9 @@ def cross_evaluate(
             rows = _rows(engine, run, searches, parameters)
         return ComputedTables({_TABLE: pa.Table.from_pylist(rows, TABLES[_TABLE].schema)})
 
-    return keep(run.store, "cross", key, (_TABLE,), compute)
+    return keep_measured(
+        run, samples, settings, reference, kind="cross", tables=(_TABLE,), compute=compute
+    )
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from ray_app.run import Run
 from storage import TABLES
 from storage.sqlfiles import load_query
 
-__all__ = ["OpenEngine", "check_tasks", "measured", "pruning_curves", "rank_run"]
+__all__ = ["OpenEngine", "check_tasks", "keep_measured", "measured", "pruning_curves", "rank_run"]
 
 OpenEngine = Callable[..., AbstractContextManager[Engine]]
 """Takes `reference` and `kinds`, and gives an `Engine` whose workers end with the block."""
@@ -54,6 +54,43 @@ def pruning_curves(
         AnalysisError: if a task, site or fraction does not fit the run.
         StudyError: if a task has no samples to evaluate on.
     """
+
+    def compute(parameters: dict[str, Any]) -> ComputedTables:
+        ranked = rank_run(run, parameters)
+        for task in parameters["tasks"]:
+            ranked[task].top(settings.fractions[0])  # A fraction of no neuron is told at once.
+        with open_engine(reference=parameters["reference"], kinds=settings.kinds) as engine:
+            return _Curves(engine, run, samples, parameters).tables(ranked)
+
+    return keep_measured(
+        run, samples, settings, reference, kind="ablation", tables=_TABLES, compute=compute
+    )
+
+
+def keep_measured(
+    run: Run,
+    samples: EvaluationSamples,
+    settings: PruningSettings,
+    reference: str | None,
+    *,
+    kind: str,
+    tables: Sequence[str],
+    compute: Callable[[dict[str, Any]], ComputedTables],
+) -> Analysis:
+    """Keep what is measured of ablated models, unless it is in the store already.
+
+    Args:
+        run: the run; it must be complete.
+        samples: what models are evaluated on.
+        settings: what is removed.
+        reference: the task to score against; the study's own if not given.
+        kind: first part of the analysis's id.
+        tables: names of the tables.
+        compute: makes them, given all parameters.
+
+    Raises:
+        AnalysisError: if a task or site does not fit the run, or it is not complete.
+    """
     parameters = run_parameters(run.record, settings, reference)
     parameters["tasks"] = check_tasks(run, settings, parameters["reference"])
     lineage = committed_lineage(
@@ -64,15 +101,7 @@ def pruning_curves(
         "parameters": parameters,
         "lineage": lineage | {"samples": samples.analysis},
     }
-
-    def compute() -> ComputedTables:
-        ranked = rank_run(run, parameters)
-        for task in parameters["tasks"]:
-            ranked[task].top(settings.fractions[0])  # A fraction of no neuron is told at once.
-        with open_engine(reference=parameters["reference"], kinds=settings.kinds) as engine:
-            return _Curves(engine, run, samples, parameters).tables(ranked)
-
-    return keep(run.store, "ablation", key, _TABLES, compute)
+    return keep(run.store, kind, key, tables, lambda: compute(parameters))
 
 
 def check_tasks(run: Run, settings: PruningSettings, reference: str) -> list[str]:

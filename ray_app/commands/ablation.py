@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +100,22 @@ class Session:
             with ray_workers(specs, placement, max_deaths=max_deaths, build=build) as workers:
                 yield workers
 
+    def measure(
+        self, measure: Callable[..., Analysis], settings: PruningSettings, reference: str | None
+    ) -> Analysis:
+        """Measure ablated models on the evaluation samples, and say what was made.
+
+        Args:
+            measure: `pruning_curves` or `cross_evaluate`.
+            settings: what to remove.
+            reference: the task to score against; the run's own if not given.
+        """
+        samples = self.samples()
+        open_engine = partial(self.engine, samples)
+        made = measure(self.run, samples, settings, open_engine, reference=reference)
+        say_made(made)
+        return made
+
     def ablation(self, kind: Kind, neurons: Neurons, reference: str) -> Ablation:
         """An ablation with the values of a reference; only peaks need the model to run."""
         if kind == "peak":
@@ -131,13 +148,7 @@ def ablate(
     settings = _settings(AblationSettings, options)
     store = open_store(store_path)
     session = Session(store, store.resolve_run(run), study, tokens)
-    samples = session.samples()
-
-    def open_engine(**needs: Any) -> Any:
-        return session.engine(samples, **needs)
-
-    made = pruning_curves(session.run, samples, settings, open_engine, reference=reference)
-    say_made(made)
+    made = session.measure(pruning_curves, settings, reference)
     Console(highlight=False).print(_effects(store, made.id))
 
 
@@ -154,13 +165,7 @@ def crosseval(
     settings = _settings(CrossSettings, options)
     store = open_store(store_path)
     session = Session(store, store.resolve_run(run), study, tokens)
-    samples = session.samples()
-
-    def open_engine(**needs: Any) -> Any:
-        return session.engine(samples, **needs)
-
-    made = cross_evaluate(session.run, samples, settings, open_engine, reference=reference)
-    say_made(made)
+    made = session.measure(cross_evaluate, settings, reference)
     Console(highlight=False).print(_matrix(store, made.id))
 
 
