@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from storage.errors import DamagedFileError, StoreError
 from storage.local import LocalFolder
 from storage.objects import ObjectStore
+from storage.pages import ListFileWriter
 from storage.schema import TABLES, Table
 
 __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
@@ -209,13 +210,12 @@ class StoreFiles:
         Raises:
             StoreError: as `put`.
         """
-        schema, rows = TABLES[name].schema, 0
+        rows = 0
         with self._backend.writing(path) as temporary:
-            with temporary.open("wb") as file, _parquet_writer(file, TABLES[name]) as writer:
+            with temporary.open("wb") as file, _batch_writer(file, TABLES[name]) as write:
                 for batch in batches:
-                    table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-                    writer.write_table(table, row_group_size=TABLES[name].row_group_rows)
-                    rows += table.num_rows
+                    write(batch)
+                    rows += batch.num_rows
             size = temporary.stat().st_size
             with temporary.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -309,13 +309,28 @@ class StoreFiles:
         return sorted(self._backend.glob(pattern))
 
 
+@contextmanager
+def _batch_writer(file: BinaryIO, table: Table) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """What appends record batches to a Parquet file."""
+    if table.list_bounds is not None:
+        with ListFileWriter(file, table.schema, bounds=table.list_bounds) as lists:
+            yield lists.write_batch
+        return
+    with _parquet_writer(file, table) as writer:
+
+        def write(batch: pa.RecordBatch) -> None:
+            rows = pa.Table.from_batches([batch]).select(table.schema.names).cast(table.schema)
+            writer.write_table(rows, row_group_size=table.row_group_rows)
+
+        yield write
+
+
 def _parquet_writer(sink: Any, table: Table) -> pq.ParquetWriter:
     options: dict[str, Any] = {
         "compression": "zstd",
         # Floats are nearly all different: a dictionary of them only adds indices.
         "use_dictionary": [_leaf(f) for f in table.schema if not _holds_floats(f.type)],
         "write_page_index": True,
-        **table.writing,
     }
     return pq.ParquetWriter(
         sink, table.schema, store_schema=False, use_compliant_nested_type=True, **options

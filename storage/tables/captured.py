@@ -1,7 +1,5 @@
 """Tables of a run: what a capture writes, shard by shard."""
 
-from types import MappingProxyType
-
 import pyarrow as pa
 
 from storage.tables.table import (
@@ -251,8 +249,8 @@ RUN_TABLES = (
                 column(
                     "value",
                     pa.list_(pa.float32()),
-                    "the activations z, in the order of the block's value_positions; rounded to "
-                    "half precision if encoded as float16, null if as int8",
+                    "the activations z, in the order of the block's value_positions; float16 in "
+                    "the files if so encoded, null if as int8",
                     nullable=True,
                 ),
                 column(
@@ -268,21 +266,7 @@ RUN_TABLES = (
             ]
         ),
         inner_partitions=("site", "layer"),
-        # Measured on SmolLM2 (benchmarks/value_layouts.py). DuckDB, which reads no float16 in split
-        # streams, reads float32 so, and the empty half of rounded values takes no space. Codes lie
-        # close together: most take fewer than 8 bits, which a dictionary and zstd find. Higher
-        # levels of zstd save nothing. Bounds of values in footers would only make them longer.
-        writing=MappingProxyType(
-            {
-                "compression_level": 1,
-                "use_dictionary": ["head", "code.list.element"],
-                "column_encoding": {"value.list.element": "BYTE_STREAM_SPLIT"},
-                "write_statistics": ["block", "neuron"],
-                "write_page_checksum": True,
-                "write_page_index": False,
-                "write_batch_size": 1 << 16,
-            }
-        ),
+        list_bounds=("block", "neuron"),
     ),
     Table(
         name="value_positions",

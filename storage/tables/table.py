@@ -1,9 +1,7 @@
 """What a table is, and columns that several tables have."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
@@ -51,8 +49,9 @@ class Table:
 
     inner_partitions: tuple[str, ...] = ()
     """Further columns that come from the path, inside those of run and task."""
-    writing: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Options of pyarrow's Parquet writer in which the table differs from others."""
+    list_bounds: tuple[str, ...] | None = None
+    """Of a table of long lists, which `storage.pages` writes: integer columns whose least and
+    greatest values stand in the footer, for readers to skip row groups. None if pyarrow writes."""
 
     @property
     def partitions(self) -> tuple[str, ...]:
