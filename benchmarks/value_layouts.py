@@ -19,18 +19,16 @@ from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_app.capture.shards import PlannedShard, batches_of
+from ray_app.capture.shards import PlannedShard
 from ray_app.capture.stage import build_stage
-from ray_app.capture.values import ChosenPositions
 from ray_app.plan import inspect_model
 from ray_app.run import Run, begin_run, find_run, load_run
 from ray_app.study import Study
 from storage import FileRecord, Store, create_store, layout, open_store
 from storage.catalog import open_connection
-from storage.values import Encoding, encode_rows
+from storage.values import Encoding, encode_rows, place_lists
 
 LAYER, SITE, TASK, NEURON = 1, "mlp", "python", 777
 SAMPLES = (100, 119)
@@ -106,11 +104,7 @@ def capture_first_layers(run: Run) -> None:
         start = time.perf_counter()
         for batch in range(shard.num_batches):
             first.step(shard, batch)
-        samples = store.files.get_table(shard.samples.path)
-        places = ChosenPositions(shard, batches_of(samples), seed=0, share=1).table()
-        path = layout.table_path(run.id, "value_positions", *shard.key)
-        files = [*first.finish(shard), store.files.put_table(path, "value_positions", places)]
-        commit(store, run.id, shard, files)
+        commit(store, run.id, shard, first.finish(shard))
         rate = shard.num_tokens / (time.perf_counter() - start)
         print(f"captured shard {shard.shard} at {rate:,.0f} tokens/s", flush=True)
 
@@ -126,22 +120,26 @@ def recoded(exact: Store, path: Path, encoding: Encoding) -> Store:
     for shard in load_run(exact, run).shards:
         if shard.key in store.committed(run):
             continue
-        values = layout.values_path(run, TASK, SITE, LAYER, shard.shard)
-        places = layout.table_path(run, "value_positions", *shard.key)
-        with pq.ParquetFile(exact.files.local(values)) as file:
+        path = layout.values_path(run, TASK, SITE, LAYER, shard.shard)
+        with pq.ParquetFile(exact.files.local(path)) as file:
             groups = (file.read_row_group(index) for index in range(file.num_row_groups))
-            rows = (recode(group, encoding) for group in groups)
-            files = [store.files.put_batches(values, "values", rows)]
-        table = exact.files.get_table(places)
-        files.append(store.files.put_table(places, "value_positions", table))
+            lists = (recode(group, encoding) for group in groups)
+            files = [store.files.put_batches(path, "values", lists)]
         commit(store, run, shard, files)
     return store
 
 
 def recode(rows: pa.Table, encoding: Encoding) -> pa.RecordBatch:
-    z = pc.list_flatten(rows["value"]).to_numpy().reshape(rows.num_rows, -1)
-    columns = {name: rows[name].combine_chunks() for name in ("block", "neuron", "head")}
-    return pa.record_batch(columns | encode_rows(z, encoding))
+    """The rows of whole neurons of one block in another encoding, as what becomes a row group."""
+    neurons = rows["neuron"].unique()
+    shape = len(neurons), rows.num_rows // len(neurons)
+    first = rows.slice(0, shape[1])
+    places = place_lists(*(first[name].to_numpy() for name in ("sample", "position")), shape[0])
+    of_neurons = {
+        name: rows[name].combine_chunks()[:: shape[1]] for name in ("block", "neuron", "head")
+    }
+    encoded = encode_rows(rows["value"].to_numpy().reshape(shape), encoding)
+    return pa.record_batch(of_neurons | places | encoded)
 
 
 def write_by_token(store: Store, folder: Path) -> None:
@@ -150,8 +148,7 @@ def write_by_token(store: Store, folder: Path) -> None:
         return
     target = folder / "by-token"
     target.mkdir(exist_ok=True)
-    blocks = list(store.sql("from value_positions order by block").fetchall())
-    total = sum(row[3] for row in blocks)
+    total = sum(len(block.sample) for block in store.matrix_blocks(SITE, LAYER, TASK, neurons=[0]))
     unfinished = folder / "unfinished.npy"
     array = None
     done = 0
@@ -188,10 +185,8 @@ def store_questions(root: str) -> dict[str, Question]:
             f"select sample, position, value from activations where {place} "
             f"and neuron = {NEURON} order by value desc, sample, position limit 20"
         ),
-        # Of whole lists, the table is asked and not its long view.
         "means": lambda: store.table(
-            "select neuron, sum(coalesce(list_sum(value), scale * list_sum(code))) / sum(n) "
-            f'from "values" where {place} group by neuron'
+            f"select neuron, avg(value) from activations where {place} group by neuron"
         ),
         "given tokens": lambda: store.table(
             f"select sample, position, value from activations where {place} "
@@ -221,8 +216,8 @@ def parquet_questions(folder: Path) -> dict[str, Question]:
 def array_questions(folder: Path) -> dict[str, Question]:
     # Which rows are those of a sample is known to who made the array.
     store = open_store(folder / "float16")
-    places = store.sql("select sample from value_positions order by block").fetchall()
-    sample = np.concatenate([np.asarray(row[0]) for row in places])
+    blocks = store.matrix_blocks(SITE, LAYER, TASK, neurons=[0])
+    sample = np.concatenate([block.sample for block in blocks])
     rows = np.flatnonzero((sample >= SAMPLES[0]) & (sample <= SAMPLES[1]))
 
     def array() -> np.ndarray:
@@ -302,7 +297,7 @@ def fixed_costs(store: Store, rounds: int) -> None:
             f"site = '{SITE}' and layer = {LAYER} and neuron = {NEURON}"
         ),
         "top 20 from the files alone": lambda: bare.execute(
-            f"select unnest(value) as value from read_parquet('{files}', hive_partitioning = true) "
+            f"select value from read_parquet('{files}', hive_partitioning = true) "
             f"where site = '{SITE}' and layer = {LAYER} and neuron = {NEURON} "
             "order by value desc limit 20"
         ).fetchall(),

@@ -149,7 +149,7 @@ _REMOTE_CLIENT = """\
 _DUCKDB_TYPES = {
     pa.bool_(): "boolean",
     pa.int16(): "smallint",
-    pa.list_(pa.int8()): "tinyint[]",
+    pa.int8(): "tinyint",
     pa.int32(): "integer",
     pa.int64(): "bigint",
     pa.float32(): "float",

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from storage.errors import DamagedFileError, StoreError
 from storage.local import LocalFolder
 from storage.objects import ObjectStore
-from storage.pages import ListFileWriter
+from storage.pages import UnnestingWriter
 from storage.schema import TABLES, Table
 
 __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
@@ -204,18 +204,16 @@ class StoreFiles:
 
         Args:
             path: path inside the store.
-            name: name of the table; each batch must have its columns.
+            name: name of the table; each batch must have its columns. Those of a table with
+                `Table.unnested_bounds` have lists, which become rows.
             batches: the rows, in the order in which they are to be stored.
 
         Raises:
             StoreError: as `put`.
         """
-        rows = 0
         with self._backend.writing(path) as temporary:
-            with temporary.open("wb") as file, _batch_writer(file, TABLES[name]) as write:
-                for batch in batches:
-                    write(batch)
-                    rows += batch.num_rows
+            with temporary.open("wb") as file:
+                rows = _write_batches(file, TABLES[name], batches)
             size = temporary.stat().st_size
             with temporary.open("rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -309,20 +307,20 @@ class StoreFiles:
         return sorted(self._backend.glob(pattern))
 
 
-@contextmanager
-def _batch_writer(file: BinaryIO, table: Table) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """What appends record batches to a Parquet file."""
-    if table.list_bounds is not None:
-        with ListFileWriter(file, table.schema, bounds=table.list_bounds) as lists:
-            yield lists.write_batch
-        return
+def _write_batches(file: BinaryIO, table: Table, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write a Parquet file, and give its number of rows."""
+    if table.unnested_bounds is not None:
+        with UnnestingWriter(file, table.schema, bounds=table.unnested_bounds) as unnesting:
+            for batch in batches:
+                unnesting.write_batch(batch)
+        return unnesting.num_rows
+    rows = 0
     with _parquet_writer(file, table) as writer:
-
-        def write(batch: pa.RecordBatch) -> None:
-            rows = pa.Table.from_batches([batch]).select(table.schema.names).cast(table.schema)
-            writer.write_table(rows, row_group_size=table.row_group_rows)
-
-        yield write
+        for batch in batches:
+            checked = pa.Table.from_batches([batch]).select(table.schema.names).cast(table.schema)
+            writer.write_table(checked, row_group_size=table.row_group_rows)
+            rows += batch.num_rows
+    return rows
 
 
 def _parquet_writer(sink: Any, table: Table) -> pq.ParquetWriter:

@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage import layout
@@ -36,6 +38,7 @@ _SLICE_BYTES = 64 << 20
 _PLACE = re.compile(r"/task=([^/]+)/site=([^/]+)/layer=(\d+)/")
 _FIRST_BLOCK = re.compile(r"/shards?-(\d+)[^/]*$")
 _COLUMNS = ["block", "neuron", "value", "code", "scale"]
+_PLACES = ["block", "neuron", "sample", "position"]
 _TILE = 64
 """Positions that are turned at once: what is read along neurons stays in cache."""
 
@@ -166,18 +169,15 @@ def read_blocks(
     Raises:
         DamagedFileError: if a file cannot be read.
     """
-    places = _places(store, selection)
     neurons, columns = np.unique(selection.neurons, return_inverse=True)
     in_order = np.array_equal(neurons, selection.neurons)
     step = max(1, max_bytes // max(1, len(selection.neurons) * np.dtype(dtype).itemsize))
     for path in selection.files:
-        blocks = _read(store, path, _blocks_of)
-        sample, position = (
-            np.concatenate([places[block][axis] for block in blocks]) for axis in (0, 1)
-        )
+        places = _read(store, path, _places_of)
+        sample, position = places["sample"].to_numpy(), places["position"].to_numpy()
         with _room((len(neurons), len(sample)), max_bytes) as by_neuron:
-            lengths = {block: len(places[block][0]) for block in blocks}
-            _read(store, path, lambda file: _decode(file, neurons, lengths, by_neuron))  # noqa: B023
+            starts = _starts(places["block"].to_numpy())
+            _read(store, path, lambda file: _decode(file, neurons, starts, by_neuron))  # noqa: B023
             for start in range(0, len(sample), step):
                 values = _turned(by_neuron[:, start : start + step], dtype)
                 yield MatrixBlock(
@@ -193,15 +193,13 @@ def read_matrix(store: "Store", selection: ValuesSelection, *, dtype: Any) -> np
     Raises:
         DamagedFileError: if a file cannot be read.
     """
-    places = _places(store, selection).values()
-    rows = sum(len(sample) for sample, _ in places)
+    rows = sum(_read(store, path, _places_of).num_rows for path in selection.files)
     matrix = np.empty((rows, len(selection.neurons)), dtype)
     start = 0
     for block in read_blocks(store, selection, dtype=dtype, max_bytes=_SLICE_BYTES):
         matrix[start : start + len(block.values)] = block.values
         start += len(block.values)
-    # A shard that was committed between the two listings has places, and no values here.
-    return matrix[:start]
+    return matrix
 
 
 def export_matrix(store: "Store", selection: ValuesSelection, path: Path) -> int:
@@ -247,16 +245,6 @@ def export_matrix(store: "Store", selection: ValuesSelection, path: Path) -> int
     return rows
 
 
-def _places(store: "Store", selection: ValuesSelection) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """(sample, position) of all values of a task, by block."""
-    query = load_query("storage", "value_places").text
-    rows = store.table(query, {"run": selection.run, "task": selection.task})
-    return {
-        block.as_py(): (sample.values.to_numpy(), position.values.to_numpy())
-        for block, sample, position in zip(*(rows[name] for name in rows.column_names), strict=True)
-    }
-
-
 def _read(store: "Store", path: str, use: Callable[[pq.ParquetFile], Result]) -> Result:
     try:
         return store.files.parquet(path, use)
@@ -264,9 +252,22 @@ def _read(store: "Store", path: str, use: Callable[[pq.ParquetFile], Result]) ->
         raise DamagedFileError(f"{error} `actlake verify` names all that is damaged.") from error
 
 
-def _blocks_of(file: pq.ParquetFile) -> list[int]:
-    """The blocks that a file has, in order."""
-    return sorted(file.read(columns=["block"])["block"].unique().to_pylist())
+def _places_of(file: pq.ParquetFile) -> pa.Table:
+    """block, sample and position of all values of each neuron: those of the first."""
+    found: list[pa.Table] = []
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group, columns=_PLACES)
+        first = (found[0] if found else rows)["neuron"][0]
+        found.append(rows.filter(pc.equal(rows["neuron"], first)))
+        if found[-1].num_rows < rows.num_rows:
+            break
+    return pa.concat_tables(found or [file.schema_arrow.empty_table().select(_PLACES)])
+
+
+def _starts(blocks: np.ndarray) -> dict[int, int]:
+    """Where each block begins among values that lie together by block."""
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
+    return dict(zip(blocks[starts].tolist(), starts.tolist(), strict=True))
 
 
 @contextmanager
@@ -280,42 +281,40 @@ def _room(shape: tuple[int, int], max_bytes: int) -> Iterator[np.ndarray]:
 
 
 def _decode(
-    file: pq.ParquetFile, neurons: np.ndarray, lengths: Mapping[int, int], out: np.ndarray
+    file: pq.ParquetFile, neurons: np.ndarray, starts: Mapping[int, int], out: np.ndarray
 ) -> None:
     """Read neurons into the rows of `out`, (neurons, positions), block after block.
 
     Args:
         file: a file of table ``values``.
         neurons: sorted.
-        lengths: number of positions by block, in order.
+        starts: where the positions of each block begin.
         out: where to.
     """
-    ends = np.cumsum(list(lengths.values()))
-    starts = dict(zip(lengths, ends - list(lengths.values()), strict=True))
     column = file.schema_arrow.get_field_index("neuron")
     for group in range(file.num_row_groups):
         bounds = file.metadata.row_group(group).column(column).statistics
         low, high = np.searchsorted(neurons, (bounds.min, bounds.max + 1))
         if low == high:
             continue
-        rows = file.read_row_group(group, columns=_COLUMNS).combine_chunks()
-        columns = {name: rows[name].chunk(0) for name in _COLUMNS}
-        kept = np.searchsorted(neurons, columns["neuron"])
-        for row, (place, neuron) in enumerate(zip(kept, columns["neuron"].to_numpy(), strict=True)):
-            if place < len(neurons) and neurons[place] == neuron:
-                start = starts[columns["block"][row].as_py()]
-                values = _values(columns, row)
-                out[place, start : start + len(values)] = values
+        rows = file.read_row_group(group, columns=_COLUMNS)
+        neuron, block = rows["neuron"].to_numpy(), rows["block"].to_numpy()
+        values = _values(rows)
+        changed = (np.diff(neuron, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0)
+        edges = np.append(np.flatnonzero(changed), len(neuron))
+        for first, stop in pairwise(edges.tolist()):
+            place = np.searchsorted(neurons, neuron[first])
+            if place < len(neurons) and neurons[place] == neuron[first]:
+                start = starts[int(block[first])]
+                out[place, start : start + stop - first] = values[first:stop]
 
 
-def _values(columns: Mapping[str, pa.Array], row: int) -> np.ndarray:
-    """The activations of one row, decoded."""
-    decoded: np.ndarray
-    if (value := columns["value"][row]).is_valid:
-        decoded = value.values.to_numpy()
-    else:
-        scale = np.float32(columns["scale"][row].as_py())
-        decoded = columns["code"][row].values.to_numpy() * scale
+def _values(rows: pa.Table) -> np.ndarray:
+    """The activations of rows, decoded."""
+    if rows["value"].null_count == 0:
+        values: np.ndarray = rows["value"].to_numpy()
+        return values
+    decoded: np.ndarray = rows["code"].to_numpy() * rows["scale"].to_numpy()
     return decoded
 
 

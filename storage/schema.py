@@ -17,7 +17,7 @@ from storage.tables.table import Table
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Table"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever a name, a type or a meaning in storage/tables/ changes."""
 
 TABLES: Mapping[str, Table] = MappingProxyType(

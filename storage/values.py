@@ -1,6 +1,7 @@
-"""Raw activations: how lists of values are encoded, laid out in row groups, and put together."""
+"""Raw activations: how they are encoded, laid out in row groups, and put together."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,18 +13,25 @@ from storage.schema import TABLES
 if TYPE_CHECKING:
     from storage.files import StoreFiles
 
-__all__ = ["Encoding", "HalfOverflowError", "encode_rows", "join_blocks", "rows_in_group"]
+__all__ = [
+    "Encoding",
+    "HalfOverflowError",
+    "encode_rows",
+    "join_blocks",
+    "neurons_in_group",
+    "place_lists",
+]
 
 Encoding = Literal["float32", "float16", "int8"]
 
 _GROUP_VALUES = 1 << 18
-"""Values of a row group. Measured: larger ones make a query for one neuron read more of others,
-smaller ones make it read a longer footer."""
-_GROUP_ROWS = 4
-"""Rows of a row group at least: DuckDB takes 25 ms for the footer of 1,536 groups of one row."""
+"""Rows of a row group. Measured: larger ones make a query for one neuron read more of others,
+smaller ones make it look at more of them."""
+_GROUP_NEURONS = 4
+"""Neurons of a row group at least: DuckDB takes some 15 us of processor time to skip one."""
 
-_GROUPS_AT_ONCE = 4
-"""Row groups that are read of a file whose rows are put together with those of others."""
+_LISTS = ("sample", "position", "value", "code")
+"""Columns that differ between the rows of a neuron and block."""
 
 _STEPS = 127
 _SMALLEST = np.finfo(np.float32).tiny
@@ -32,26 +40,42 @@ _ROUNDING = 0.5 + 2.0**-15
 
 
 class HalfOverflowError(ValueError):
-    """A value is too large for half precision; the argument is the index of its row."""
+    """A value is too large for half precision; the argument is the index of its neuron."""
 
 
-def rows_in_group(num_values: int) -> int:
-    """Rows of a row group whose lists have so many values."""
-    return max(_GROUP_ROWS, _GROUP_VALUES // max(1, num_values))
+def neurons_in_group(num_values: int) -> int:
+    """Neurons of a row group that have so many values each."""
+    return max(_GROUP_NEURONS, _GROUP_VALUES // max(1, num_values))
+
+
+def place_lists(sample: np.ndarray, position: np.ndarray, num_neurons: int) -> dict[str, pa.Array]:
+    """Columns sample and position of neurons whose values are of the same positions.
+
+    Args:
+        sample: (values,) int32.
+        position: (values,) int32.
+        num_neurons: how many there are.
+
+    Returns:
+        One list for each neuron.
+    """
+    shape = num_neurons, len(sample)
+    places = {"sample": sample, "position": position}
+    return {name: _lists(np.broadcast_to(place, shape)) for name, place in places.items()}
 
 
 def encode_rows(z: np.ndarray, encoding: Encoding) -> dict[str, pa.Array]:
-    """Columns n, value, code, scale and error_bound of table ``values``.
+    """Columns value, code, scale and error_bound of table ``values``: lists, and one for each list.
 
     Args:
-        z: (rows, values) float32, or float16 if they are rounded to it already; finite but for
+        z: (neurons, values) float32, or float16 if they are rounded to it already; finite but for
             values that float16 cannot hold.
         encoding: how they are kept.
 
     Raises:
         HalfOverflowError: if they are infinite in float16.
     """
-    rows, length = z.shape
+    rows = len(z)
     schema = TABLES["values"].schema
     columns = {name: pa.nulls(rows, schema.field(name).type) for name in ("value", "code", "scale")}
     if encoding == "float16":
@@ -74,11 +98,7 @@ def encode_rows(z: np.ndarray, encoding: Encoding) -> dict[str, pa.Array]:
     else:
         columns["value"] = _lists(z)
         error = np.zeros(rows)
-    return {
-        "n": pa.array(np.full(rows, length, dtype=np.int64)),
-        **columns,
-        "error_bound": pa.array(error.astype(np.float32)),
-    }
+    return columns | {"error_bound": pa.array(error.astype(np.float32))}
 
 
 def _lists(values: np.ndarray) -> pa.Array:
@@ -89,11 +109,10 @@ def _lists(values: np.ndarray) -> pa.Array:
 
 
 def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Row groups of one file that has the rows of several: what compaction writes.
+    """What `storage.pages` makes one file of that has the rows of several: for compaction.
 
-    Rows stay as they are, one for each neuron and block, so that every value, scale and bound
-    keeps its bits; those of a neuron come together, which makes them few row groups. A few row
-    groups of each file are held at once.
+    Every value, scale and bound keeps its bits; rows of a neuron come together, which makes them
+    few row groups. One row group of each file is held at once.
 
     Args:
         files: the store's files.
@@ -104,32 +123,56 @@ def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.Record
     """
     waiting: list[pa.Table] = []
     longest = 0
-    for neuron in zip(*(_by_neuron(files, path) for path in paths), strict=True):
-        rows = pa.concat_tables(neuron).sort_by("block")
-        longest = max(longest, pc.max(rows["n"]).as_py())
-        waiting.append(rows)
-        while sum(table.num_rows for table in waiting) >= (step := rows_in_group(longest)):
-            table = pa.concat_tables(waiting).combine_chunks()
-            yield table.slice(0, step).combine_chunks().to_batches()[0]
+    # Shards of which no position was drawn have files without rows.
+    held = [path for path in paths if files.num_rows(path)]
+    for neuron in zip(*(_by_neuron(files, path) for path in held), strict=True):
+        lists = pa.concat_tables(map(_as_lists, neuron)).sort_by("block")
+        longest = max(longest, *pc.list_value_length(lists["sample"]).to_pylist())
+        waiting.append(lists)
+        while sum(table.num_rows for table in waiting) >= (step := neurons_in_group(longest)):
+            table = pa.concat_tables(waiting)
+            yield _batch(table.slice(0, step))
             waiting = [table.slice(step)]
-    rest = pa.concat_tables(waiting).combine_chunks()
-    yield from rest.to_batches()
+    if any(table.num_rows for table in waiting):
+        yield _batch(pa.concat_tables(waiting))
+
+
+def _batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
+
+
+def _as_lists(rows: pa.Table) -> pa.Table:
+    """The rows of one neuron as a row with lists for each of its blocks."""
+    starts = np.append(_changes(rows["block"]), rows.num_rows)
+    offsets = pa.array(starts.astype(np.int32))
+    columns = {}
+    for name in rows.column_names:
+        column = rows[name].combine_chunks()
+        if name in _LISTS and column.null_count == 0:
+            columns[name] = pa.ListArray.from_arrays(offsets, column)
+        else:
+            columns[name] = column.take(pa.array(starts[:-1]))
+    return pa.table(columns)
+
+
+def _changes(column: pa.ChunkedArray) -> np.ndarray:
+    """Where a column begins, and where it differs from the row before."""
+    values = column.to_numpy()
+    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
 
 
 def _by_neuron(files: "StoreFiles", path: str) -> Iterator[pa.Table]:
     """The rows of each neuron of a file, neuron by neuron."""
     num_groups = files.parquet(path, lambda file: file.num_row_groups)
     left: pa.Table | None = None
-    for start in range(0, num_groups, _GROUPS_AT_ONCE):
-        groups = list(range(start, min(start + _GROUPS_AT_ONCE, num_groups)))
-        table = files.parquet(path, lambda file: file.read_row_groups(groups))  # noqa: B023
+    for group in range(num_groups):
+        table = files.parquet(path, lambda file: file.read_row_group(group))  # noqa: B023
         if left is not None:
             table = pa.concat_tables([left, table])
-        table = table.combine_chunks()
-        bounds = np.flatnonzero(np.diff(table["neuron"].to_numpy())) + 1
+        starts = _changes(table["neuron"])
         # More rows of the last neuron may follow.
-        for first, stop in zip([0, *bounds], bounds, strict=False):
+        for first, stop in pairwise(starts.tolist()):
             yield table.slice(first, stop - first)
-        left = table.slice(int(bounds[-1])) if len(bounds) else table
+        left = table.slice(int(starts[-1]))
     if left is not None:
         yield left

@@ -64,14 +64,14 @@ class ShardParts:
             self._recorders.append(
                 TopRecorder(shard, sites, self.samples, spec.capture.top, device, spec.reduction)
             )
-        values, self._chosen = spec.capture.values, None
+        values = spec.capture.values
         if values is not None and values.keeps_task(shard.task):
-            self._chosen = ChosenPositions(
+            chosen_positions = ChosenPositions(
                 shard, self.batches.values(), seed=spec.seed, share=values.share
             )
             kept = [site for site in sites if values.keeps(site.site, site.layer)]
             self._recorders.append(
-                ValuesRecorder(shard, kept, self._chosen, values.encoding, spec.reduction)
+                ValuesRecorder(shard, kept, chosen_positions, values.encoding, spec.reduction)
             )
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
@@ -148,17 +148,12 @@ class ShardParts:
             yield from recorder.parts()
 
     def prediction_tables(self) -> dict[str, pa.Table]:
-        """Tables of the last stage by name: ``tokens``, those of the modality, and which positions
-        the raw values of all stages are of.
-        """
+        """Tables of the last stage by name: ``tokens``, and those of the modality."""
         further = self._modality.tables(self.samples, self.predictions)
-        tables = {"tokens": self._tokens_table()} | {
+        return {"tokens": self._tokens_table()} | {
             name: pa.table({"shard": self._shard_column(self.samples.num_rows)} | columns)
             for name, columns in further.items()
         }
-        if self._chosen is not None:
-            tables["value_positions"] = self._chosen.table()
-        return tables
 
     def _shard_column(self, num_rows: int) -> pa.Array:
         return pa.array(np.full(num_rows, self.shard.shard, dtype=np.int32))

@@ -18,7 +18,7 @@ from ray_app.capture.recorders import Part, SiteKey, neuron_columns
 from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.sites import SiteLocation
 from ray_app.native import load_library
-from storage.values import Encoding, HalfOverflowError, encode_rows, rows_in_group
+from storage.values import Encoding, HalfOverflowError, encode_rows, neurons_in_group, place_lists
 
 __all__ = ["ChosenPositions", "ValuesRecorder", "draw_positions"]
 
@@ -91,18 +91,11 @@ class ChosenPositions:
         """How many come before a batch, and its rows of flattened positions; None for all."""
         return self._rows[batch.index]
 
-    def table(self) -> pa.Table:
-        """The row of table ``value_positions``."""
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """(count,) int32 each: their samples inside the task, and positions inside those."""
         none = np.empty(0, dtype=np.int32)
         samples, positions = map(np.concatenate, zip((none, none), *self._places, strict=True))
-        return pa.table(
-            {
-                "block": pa.array([self._shard], pa.int32()),
-                "n": pa.array([self.count], pa.int64()),
-                "sample": pa.array([samples], pa.list_(pa.int32())),
-                "position": pa.array([positions], pa.list_(pa.int32())),
-            }
-        )
+        return samples, positions
 
 
 class ValuesRecorder:
@@ -160,7 +153,9 @@ class ValuesRecorder:
         whole = pa.record_batch(
             {"block": columns["shard"], "neuron": columns["neuron"], "head": columns["head"]}
         )
-        step = rows_in_group(self._chosen.count)
+        step = neurons_in_group(self._chosen.count)
+        # The same arrays for every group: they are encoded once.
+        places = place_lists(*self._chosen.places(), min(step, site.width))
         for start in range(0, site.width, step):
             z = values[start : start + step].numpy()
             try:
@@ -173,8 +168,9 @@ class ValuesRecorder:
                     "float32 or int8, and pass --new-run."
                 ) from error
             batch = whole.slice(start, step)
+            of_lists = {name: lists.slice(0, len(z)) for name, lists in places.items()}
             yield pa.record_batch(
-                dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
+                dict(zip(batch.schema.names, batch.columns, strict=True)) | of_lists | encoded
             )
 
 

@@ -12,14 +12,13 @@
 -- grain: one row per (run, task, site, layer, neuron, sample, position) that was kept
 -- Filters on run, task, site and layer choose files by their path, those on neuron choose row groups.
 select
-    v.run,
-    v.task,
-    v.site,
-    v.layer,
-    v.neuron,
-    v.head,
-    unnest(p.sample) as sample,
-    unnest(p.position) as position,
-    unnest(coalesce(v.value, list_transform(v.code, lambda c: v.scale * c))) as value
-from values as v
-join value_positions as p on v.run = p.run and v.task = p.task and v.block = p.block
+    run,
+    task,
+    site,
+    layer,
+    neuron,
+    head,
+    sample,
+    position,
+    coalesce(value, scale * code) as value
+from "values"

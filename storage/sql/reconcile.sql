@@ -81,10 +81,17 @@ pooled_counts as (
 ),
 
 -- Blocks are named after their first shard; those that compaction put together keep their rows.
-value_counts as (
-    select run, task, block as shard, min(n) as least, max(n) as most
+value_rows as (
+    select run, task, block as shard, site, layer, neuron, count(*) as n
     from "values"
-    group by run, task, block
+    group by all
+),
+
+-- All neurons have values of the same positions.
+value_counts as (
+    select run, task, shard, min(n) as least, max(n) as most
+    from value_rows
+    group by all
 ),
 
 expected as (
@@ -129,7 +136,6 @@ select
     o.least as least_pooled,
     o.most as most_pooled,
     o.neurons as pooled_rows,
-    l.n as positions_with_values,
     v.least as least_values,
     v.most as most_values,
     e.num_neurons,
@@ -144,8 +150,6 @@ left join stat_counts as x using (run, task, shard)
 left join top_counts as y using (run, task, shard)
 left join pooled_counts as o using (run, task, shard)
 left join value_counts as v using (run, task, shard)
-left join value_positions as l
-    on l.run = e.run and l.task = e.task and l.block = e.shard
 where
     coalesce(s.samples, 0) != e.num_samples
     -- Language models and models without a head predict no samples.
@@ -167,6 +171,6 @@ where
     or o.distinct_neurons is distinct from e.pooled_neurons
     or o.least is distinct from e.pooled_length
     or o.most is distinct from e.pooled_length
-    or v.least is distinct from l.n
-    or v.most is distinct from l.n
+    or v.least != v.most
+    or v.most > e.num_counted
 order by e.run, e.task, e.shard

@@ -238,55 +238,40 @@ RUN_TABLES = (
         owner="run",
         sorted_by=("neuron", "block"),
         purpose="Raw activations, neuron by neuron: kept where the study asks for them. View "
-        "activations has a row for each, decoded.",
-        grain="one row per (run, task, site, layer, neuron, block)",
+        "activations has them decoded.",
+        grain="one row per (run, task, site, layer, neuron, sample, position) that was kept",
         schema=pa.schema(
             [
                 BLOCK,
                 NEURON,
                 HEAD,
-                column("n", pa.int64(), "number of activations"),
+                SAMPLE,
+                column("position", pa.int32(), "index of the position inside its sample"),
                 column(
                     "value",
-                    pa.list_(pa.float32()),
-                    "the activations z, in the order of the block's value_positions; float16 in "
-                    "the files if so encoded, null if as int8",
+                    pa.float32(),
+                    "the activation z; float16 in the files if so encoded, null if encoded as int8",
                     nullable=True,
                 ),
                 column(
                     "code",
-                    pa.list_(pa.int8()),
-                    "of int8: the activations in units of scale, from -127 to 127",
+                    pa.int8(),
+                    "of int8: the activation in units of scale, from -127 to 127",
                     nullable=True,
                 ),
-                column("scale", pa.float32(), "of int8: z is about scale * code", nullable=True),
+                column(
+                    "scale",
+                    pa.float32(),
+                    "of int8: z is about scale * code; one for each neuron and block",
+                    nullable=True,
+                ),
                 column(
                     "error_bound", pa.float32(), "most that a value differs from its activation"
                 ),
             ]
         ),
         inner_partitions=("site", "layer"),
-        list_bounds=("block", "neuron"),
-    ),
-    Table(
-        name="value_positions",
-        owner="run",
-        sorted_by=("block",),
-        purpose="Of which positions the lists of table values are, block by block.",
-        grain="one row per (run, task, block)",
-        schema=pa.schema(
-            [
-                BLOCK,
-                column("n", pa.int64(), "number of positions"),
-                column(
-                    "sample",
-                    pa.list_(pa.int32()),
-                    "index of the sample inside the task, for each position in the order of "
-                    "computation",
-                ),
-                column("position", pa.list_(pa.int32()), "index of the position inside its sample"),
-            ]
-        ),
+        unnested_bounds=("block", "neuron"),
     ),
     Table(
         name="coactivation",

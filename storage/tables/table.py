@@ -49,9 +49,9 @@ class Table:
 
     inner_partitions: tuple[str, ...] = ()
     """Further columns that come from the path, inside those of run and task."""
-    list_bounds: tuple[str, ...] | None = None
-    """Of a table of long lists, which `storage.pages` writes: integer columns whose least and
-    greatest values stand in the footer, for readers to skip row groups. None if pyarrow writes."""
+    unnested_bounds: tuple[str, ...] | None = None
+    """Of a table that `storage.pages` writes from lists: integer columns whose least and greatest
+    values stand in the footer, for readers to skip row groups. None if pyarrow writes it."""
 
     @property
     def partitions(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Files of long lists hold what was written, for every reader, and are of one type."""
+"""Files of raw values hold the rows that lists were unnested to, for every reader."""
 
 import io
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,34 +15,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import TABLES
-from storage.pages import ListFileWriter
+from storage.pages import UnnestingWriter
 
 SCHEMA = TABLES["values"].schema
 BOUNDS = ("block", "neuron")
 ELEMENTS = {"int8": pa.int8(), "float16": pa.float16(), "float32": pa.float32()}
 
 
-def batch(lists: pa.Array, *, first: int = 0, heads: list[int | None] | None = None):
-    """Rows of table values with these lists."""
+def batch(
+    lists: pa.Array, *, first: int = 0, heads: list[int | None] | None = None, block: int = 7
+) -> pa.RecordBatch:
+    """Lists of table values, each of another neuron."""
     rows = len(lists)
     is_code = lists.type == pa.list_(pa.int8())
+    lengths = lists.value_lengths().to_pylist()
     return pa.record_batch(
         {
             "error_bound": pa.array(np.linspace(0, 1, rows, dtype=np.float32)),
-            "block": pa.array(np.full(rows, 7, np.int32)),
+            "block": pa.array(np.full(rows, block, np.int32)),
             "neuron": pa.array(np.arange(first, first + rows, dtype=np.int32)),
-            "head": pa.nulls(rows, pa.int16()) if heads is None else pa.array(heads, pa.int16()),
-            "n": pa.array(np.full(rows, 1 << 40)),
-            "value": pa.nulls(rows, pa.list_(pa.float32())) if is_code else lists,
-            "code": lists if is_code else pa.nulls(rows, pa.list_(pa.int8())),
+            "head": pa.array([None] * rows if heads is None else heads, pa.int16()),
+            "sample": pa.array([[3] * n for n in lengths], pa.list_(pa.int32())),
+            "position": pa.array([list(range(n)) for n in lengths], pa.list_(pa.int32())),
+            "value": pa.nulls(rows, pa.float32()) if is_code else lists,
+            "code": lists if is_code else pa.nulls(rows, pa.int8()),
             "scale": pa.array([2.5] * rows if is_code else [None] * rows, pa.float32()),
         }
     )
 
 
+def unnested(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows that a batch becomes, one by one."""
+    return [
+        {name: row[name][at] if isinstance(row[name], list) else row[name] for name in SCHEMA.names}
+        for row in rows.to_pylist()
+        for at in range(len(row["sample"]))
+    ]
+
+
 def written(batches: list[pa.RecordBatch]) -> bytes:
     file = io.BytesIO()
-    with ListFileWriter(file, SCHEMA, bounds=BOUNDS) as writer:
+    with UnnestingWriter(file, SCHEMA, bounds=BOUNDS) as writer:
         for rows in batches:
             writer.write_batch(rows)
     return file.getvalue()
@@ -53,60 +67,66 @@ def read(data: bytes) -> pq.ParquetFile:
 
 @st.composite
 def list_columns(draw: st.DrawFn) -> list[pa.Array]:
-    """Lists of one type for each of some row groups: of one length, or of any, or none at all."""
+    """Lists of one type for each of some row groups: of one length, or of any."""
     name = draw(st.sampled_from(sorted(ELEMENTS)))
     element = st.integers(-128, 127) if name == "int8" else st.floats(width=16, allow_nan=False)
     one = st.lists(element, max_size=40)
-    uneven = st.lists(st.none() | one, min_size=1, max_size=12)
+    uneven = st.lists(one, min_size=1, max_size=12)
     even = st.tuples(one, st.integers(1, 12)).map(lambda drawn: [drawn[0]] * drawn[1])
     groups = draw(st.lists(uneven | even, min_size=1, max_size=4))
-    # A group without a list at all says nothing of its type.
-    kept = [group for group in groups if any(rows is not None for rows in group)]
-    return [pa.array(group, pa.list_(ELEMENTS[name])) for group in kept]
+    return [pa.array(group, pa.list_(ELEMENTS[name])) for group in groups]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(columns=list_columns(), heads=st.booleans())
 def test_what_is_written_is_read(columns: list[pa.Array], heads: bool) -> None:
     batches = [
-        batch(
-            lists, first=100 * index, heads=(3 * [None, 3, 4, 4])[: len(lists)] if heads else None
-        )
+        batch(lists, first=100 * index, heads=([None, 3, 4] * 4)[: len(lists)] if heads else None)
         for index, lists in enumerate(columns)
     ]
     file = read(written(batches))
-    assert file.num_row_groups == len(batches)
-    expected = [row for rows in batches for row in rows.select(SCHEMA.names).to_pylist()]
-    assert file.read().to_pylist() == expected
-    for index, rows in enumerate(batches):
+    expected = [unnested(rows) for rows in batches]
+    filled = [rows for rows in expected if rows]
+    assert file.num_row_groups == len(filled)
+    assert file.read().to_pylist() == [row for rows in expected for row in rows]
+    for index, rows in enumerate(filled):
         bounds = file.metadata.row_group(index).column(1).statistics
-        assert (bounds.min, bounds.max) == (100 * index, 100 * index + rows.num_rows - 1)
+        assert (bounds.min, bounds.max) == (rows[0]["neuron"], rows[-1]["neuron"])
 
 
 @pytest.mark.parametrize("name", sorted(ELEMENTS))
 def test_every_reader_reads_a_file(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(3)
     dtype = ELEMENTS[name].to_pandas_dtype()
-    # Long enough for counts of several bytes.
-    columns = [(40 * rng.standard_normal((5, 20_000))).astype(dtype) for _ in range(3)]
-    offsets = np.arange(6, dtype=np.int32) * 20_000
+    # Long enough for counts of several bytes, and more neurons than a byte tells apart.
+    shape = 300, 2_000
+    columns = [(40 * rng.standard_normal(shape)).astype(dtype) for _ in range(3)]
+    offsets = pa.array(np.arange(shape[0] + 1, dtype=np.int32) * shape[1])
     lists = [pa.ListArray.from_arrays(offsets, pa.array(z.reshape(-1))) for z in columns]
     path = tmp_path / "lists.parquet"
-    path.write_bytes(written([batch(rows, first=5 * i) for i, rows in enumerate(lists)]))
+    batches = [batch(rows, first=shape[0] * i) for i, rows in enumerate(lists)]
+    path.write_bytes(written(batches))
 
     column = "code" if name == "int8" else "value"
-    expected = np.concatenate(columns)
-    of_duckdb = duckdb.sql(f"select {column} from '{path}' where neuron >= 0 order by neuron")
-    found = {
-        "duckdb": of_duckdb.fetchnumpy()[column],
-        "polars": pl.read_parquet(path)[column].to_list(),
-        "pandas": pd.read_parquet(path)[column],
-        "pyarrow": pq.read_table(path)[column].to_pylist(),
+    expected = {
+        column: np.concatenate(columns).reshape(-1),
+        "neuron": np.repeat(np.arange(3 * shape[0]), shape[1]),
+        "position": np.tile(np.arange(shape[1]), 3 * shape[0]),
+        "sample": np.full(3 * shape[0] * shape[1], 3),
     }
-    for reader, values in found.items():
-        np.testing.assert_array_equal(np.stack(list(values)), expected, reader)
-    (kept,) = duckdb.sql(f"select {column} from '{path}' where neuron = 7").fetchall()[0]
-    np.testing.assert_array_equal(kept, columns[1][2])
+    of_duckdb = duckdb.sql(f"select {', '.join(expected)} from '{path}'").fetchnumpy()
+    of_polars, of_pandas, of_arrow = (
+        pl.read_parquet(path),
+        pd.read_parquet(path),
+        pq.read_table(path),
+    )
+    for key, values in expected.items():
+        np.testing.assert_array_equal(of_duckdb[key], values)
+        np.testing.assert_array_equal(of_polars[key].to_numpy(), values)
+        np.testing.assert_array_equal(of_pandas[key].to_numpy(), values)
+        np.testing.assert_array_equal(of_arrow[key].to_numpy(), values)
+    kept = duckdb.sql(f"select {column} from '{path}' where neuron = 707 order by position")
+    np.testing.assert_array_equal(kept.fetchnumpy()[column], columns[2][107])
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
@@ -115,7 +135,8 @@ def test_the_same_rows_give_the_same_bytes() -> None:
 
 
 def test_a_file_without_rows_is_read() -> None:
-    assert read(written([])).read().num_rows == 0
+    for batches in ([], [batch(pa.array([[], []], pa.list_(pa.float16())))]):
+        assert read(written(batches)).read().num_rows == 0
 
 
 @pytest.mark.parametrize("name", sorted(ELEMENTS))
@@ -126,26 +147,35 @@ def test_a_flipped_bit_of_any_page_is_found(name: str) -> None:
     group = read(data).metadata.row_group(0)
     for index in range(len(SCHEMA)):
         chunk = group.column(index)
-        start = chunk.data_page_offset
-        end = (chunk.dictionary_page_offset or start) + chunk.total_compressed_size
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
         damaged = bytearray(data)
-        damaged[end - 1] ^= 1
+        damaged[start + chunk.total_compressed_size - 1] ^= 1
         with pytest.raises(OSError, match="CRC checksum"):
             read(bytes(damaged)).read(columns=[SCHEMA.names[index]])
 
 
-def test_lists_with_nulls_inside_are_refused() -> None:
-    rows = batch(pa.array([[1.0, None]], pa.list_(pa.float32())))
-    with pytest.raises(ValueError, match="lists of 'value' must have no nulls, found some"):
-        written([rows])
+def changed(rows: pa.RecordBatch, name: str, column: pa.Array) -> pa.RecordBatch:
+    return rows.set_column(rows.schema.get_field_index(name), name, column)
 
 
-def test_a_null_where_none_may_be_is_refused() -> None:
-    rows = batch(pa.array([[1.0]], pa.list_(pa.float32())))
-    index = rows.schema.get_field_index("error_bound")
-    rows = rows.set_column(index, "error_bound", pa.nulls(1, pa.float32()))
-    with pytest.raises(ValueError, match="column 'error_bound' may not be null, found 1"):
-        written([rows])
+def test_what_would_not_be_whole_rows_is_refused() -> None:
+    rows = batch(pa.array([[1.0, 2.0]], pa.list_(pa.float32())))
+    for wrong, message in [
+        (
+            changed(rows, "value", pa.array([[1.0, None]], pa.list_(pa.float32()))),
+            "lists of 'value' must have no nulls, found some",
+        ),
+        (
+            changed(rows, "value", pa.array([[1.0]], pa.list_(pa.float32()))),
+            "lists of a row must be of one length, found several",
+        ),
+        (
+            changed(rows, "error_bound", pa.nulls(1, pa.float32())),
+            "column 'error_bound' may not be null, found 1",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            written([wrong])
 
 
 def test_a_file_has_one_type() -> None:

@@ -26,15 +26,16 @@ from storage import (
     layout,
 )
 from storage.matrix import export_matrix, select_values
-from storage.values import Encoding, HalfOverflowError, encode_rows, rows_in_group
+from storage.values import Encoding, HalfOverflowError, encode_rows, neurons_in_group, place_lists
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 WIDTH, LENGTH = 96, 20_000
 
 
-def value_rows(block: int, z: np.ndarray, encoding: Encoding) -> list[pa.RecordBatch]:
+def value_lists(block: int, z: np.ndarray, encoding: Encoding) -> list[pa.RecordBatch]:
     """Row groups of table values, of (neurons, positions)."""
-    step = rows_in_group(z.shape[1])
+    step = neurons_in_group(z.shape[1])
+    sample, position = np.full(LENGTH, block, np.int32), np.arange(LENGTH, dtype=np.int32)
     batches = []
     for start in range(0, len(z), step):
         rows = z[start : start + step]
@@ -44,6 +45,7 @@ def value_rows(block: int, z: np.ndarray, encoding: Encoding) -> list[pa.RecordB
                     "block": pa.array([block] * len(rows), pa.int32()),
                     "neuron": np.arange(start, start + len(rows), dtype=np.int32),
                     "head": pa.nulls(len(rows), pa.int16()),
+                    **place_lists(sample, position, len(rows)),
                     **encode_rows(rows, encoding),
                 }
             )
@@ -85,22 +87,12 @@ def write_store(root: Path, encoding: Encoding, *, num_blocks: int, layers: int 
     z = np.random.default_rng(0).normal(size=(WIDTH, LENGTH)).astype(np.float32)
     for block in range(num_blocks):
         path = layout.values_path("r", "code", "mlp", 0, block)
-        rows = value_rows(block, z * (1 + block), encoding)
+        rows = value_lists(block, z * (1 + block), encoding)
         files = [store.files.put_batches(path, "values", rows)]
         for layer in range(1, layers):  # The same numbers again.
             copy = layout.values_path("r", "code", "mlp", layer, block)
             store.files.put(copy, store.files.local(path).read_bytes())
             files.append(replace(files[0], path=copy))
-        places = pa.table(
-            {
-                "block": pa.array([block], pa.int32()),
-                "n": pa.array([LENGTH]),
-                "sample": pa.array([np.full(LENGTH, block, np.int32)]),
-                "position": pa.array([np.arange(LENGTH, dtype=np.int32)]),
-            }
-        )
-        path = layout.table_path("r", "value_positions", "code", block)
-        files.append(store.files.put_table(path, "value_positions", places))
         store.commit(run="r", task="code", shard=block, counts={}, files=files)
     sites = [{"site": "mlp", "layer": layer, "width": WIDTH} for layer in range(layers)]
     record = {"run": "r", "tasks": [{"task": "code"}], "shards": []}
@@ -129,7 +121,7 @@ def test_a_question_reads_the_row_groups_of_its_neurons_alone(tmp_path: Path) ->
         (scan,) = scans(json.loads(profile.read_text(encoding="utf-8"))["operator"])
         return int(scan["row_groups_scanned"]), int(scan["bytes_scanned"])
 
-    groups = -(-WIDTH // rows_in_group(LENGTH))
+    groups = -(-WIDTH // neurons_in_group(LENGTH))
     everything, one = read("true"), read("run = 'r' and site = 'mlp' and layer = 1 and neuron = 5")
     assert everything[0] == 3 * 2 * groups
     assert read("layer = 1")[0] == 2 * groups
@@ -144,14 +136,14 @@ def test_compacted_blocks_say_what_they_said_apart(tmp_path: Path) -> None:
         store = write_store(tmp_path / encoding, encoding, num_blocks=3)
         query = "from activations order by neuron, sample, position"
         before = store.matrix("mlp", 0, "code", neurons=[90, 3]), store.table(query)
-        (positions, made) = compact_run(store, "r", seconds_to_effect=0)
-        assert [made.file.table, positions.file.table] == ["values", "value_positions"]
-        assert (made.file.rows, made.num_replaced) == (3 * WIDTH, 3)
+        (made,) = compact_run(store, "r", seconds_to_effect=0)
+        assert made.file.table == "values"
+        assert (made.file.rows, made.num_replaced) == (3 * WIDTH * LENGTH, 3)
         collect_garbage(store, seconds=0)
         np.testing.assert_array_equal(before[0], store.matrix("mlp", 0, "code", neurons=[90, 3]))
         assert store.table(query) == before[1]
         file = pq.ParquetFile(store.files.local(made.file.path))
-        assert file.num_row_groups == -(-3 * WIDTH // rows_in_group(LENGTH))
+        assert file.num_row_groups == -(-3 * WIDTH // neurons_in_group(LENGTH))
         rows = file.read(columns=["neuron", "block"])
         assert rows == rows.sort_by([("neuron", "ascending"), ("block", "ascending")])
 
@@ -160,7 +152,7 @@ def test_blocks_keep_their_order_whatever_was_compacted_before(tmp_path: Path) -
     store = write_store(tmp_path, "float16", num_blocks=4)
     late = store.files.get_json(layout.commit_path("r", "code", 1))
     store.files.local(layout.commit_path("r", "code", 1)).unlink()
-    assert len(list(compact_run(store, "r", seconds_to_effect=0))) == 2
+    assert len(list(compact_run(store, "r", seconds_to_effect=0))) == 1
     store.files.put_json(layout.commit_path("r", "code", 1), late)
     blocks = store.matrix_blocks("mlp", 0, "code", neurons=[3], max_bytes=1 << 20)
     samples = np.concatenate([block.sample for block in blocks])
@@ -190,7 +182,7 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     group = pq.ParquetFile(path).metadata.row_group(1)
     pages = next(
         column for column in map(group.column, range(group.num_columns))
-        if column.path_in_schema == "code.list.element"
+        if column.path_in_schema == "code"
     )  # fmt: skip
     data = bytearray(path.read_bytes())
     whole = bytes(data)
