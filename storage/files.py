@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -213,10 +214,10 @@ class StoreFiles:
         """
         with self._backend.writing(path) as temporary:
             with temporary.open("wb") as file:
-                rows = _write_batches(file, TABLES[name], batches)
+                hashing = _HashingFile(file)
+                rows = _write_batches(hashing, TABLES[name], batches)
             size = temporary.stat().st_size
-            with temporary.open("rb") as written:
-                digest = hashlib.file_digest(written, "sha256").hexdigest()
+        digest = hashing.sha256.hexdigest()
         return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=digest)
 
     def get_json(self, path: str) -> Any:
@@ -307,7 +308,25 @@ class StoreFiles:
         return sorted(self._backend.glob(pattern))
 
 
-def _write_batches(file: BinaryIO, table: Table, batches: Iterable[pa.RecordBatch]) -> int:
+class _HashingFile(io.BufferedIOBase):
+    """Passes on what is written, and knows its SHA-256: large files are not read again for it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _write_batches(file: Any, table: Table, batches: Iterable[pa.RecordBatch]) -> int:
     """Write a Parquet file, and give its number of rows."""
     if table.unnested_bounds is not None:
         with UnnestingWriter(file, table.schema, bounds=table.unnested_bounds) as unnesting:
