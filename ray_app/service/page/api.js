@@ -72,6 +72,7 @@ export async function download(body) {
 
 // Whether the server takes this token.
 export async function isAccepted(token) {
+  if (!/^[\x21-\x7e]+$/.test(token)) return false; // A header cannot even carry it.
   try {
     await request("GET", path("studies"), {token});
     return true;

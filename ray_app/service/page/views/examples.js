@@ -19,7 +19,8 @@ export function examplesOf(neuron, {tasks, task, perSample, choose}) {
       h("span", {}, "Only the best of each sample")));
   if (!rows) {
     return h("section", {"aria-label": title}, h("h3", {}, title),
-      nothing(neuron.examples_missing ?? "This run kept no top activations."));
+      nothing(`There are no examples: ${neuron.examples_missing}. Capture it again with `
+        + "`--set capture.top=5 --new-run`."));
   }
   return h("section", {"aria-label": title}, h("h3", {}, title), controls,
     rows.length ? h("div", {class: "kinds"}, ["highest", "lowest"].map((kind) =>

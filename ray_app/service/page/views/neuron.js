@@ -4,7 +4,7 @@ import * as api from "../api.js";
 import {h, labelled, put, select} from "../dom.js";
 import {distinct, show} from "../format.js";
 import {barCell} from "../progress.js";
-import {go, hrefOf, rename} from "../routes.js";
+import {go, hrefOf, readRoute, rename} from "../routes.js";
 import {newest, nothing, settle} from "../states.js";
 import {recordTable} from "../table.js";
 import {examplesOf} from "./examples.js";
@@ -23,12 +23,12 @@ export async function openNeuron({body, signal}, route) {
 
   // Fills what the address leaves open.
   async function complete({parts: [wanted, site, layer, neuron], query}) {
-    const id = wanted ?? runs[0].run;
+    const id = wanted || runs[0].run;
     if (run?.run !== id) run = await api.get(api.path("runs", id), {}, signal);
     const first = run.sites.find((one) => (site ? one.site === site : one.site === "mlp"))
       ?? run.sites[0];
-    return {run: id, site: site ?? first.site, layer: layer ?? String(first.layer),
-            neuron: neuron ?? "0", task: query.get("task"), per_sample: query.get("per_sample")};
+    return {run: id, site: site || first.site, layer: layer || String(first.layer),
+            neuron: neuron || "0", task: query.get("task"), per_sample: query.get("per_sample")};
   }
 
   async function display(changed, focused = null) {
@@ -53,13 +53,22 @@ export async function openNeuron({body, signal}, route) {
   return (changed) => display(changed, document.activeElement?.name);
 }
 
-const hrefTo = ({run, site, layer, neuron, task, per_sample}) =>
-  hrefOf("neuron", [run, site, layer, neuron], {task, per_sample});
+// Goes on from the address, which may be ahead of what is shown.
+function to(changes) {
+  const {parts: [run, site, layer, neuron], query} = readRoute();
+  go(hrefTo({run, site, layer, neuron, ...Object.fromEntries(query), ...changes}));
+}
+
+// What is null is left open, and all that comes after it in the path.
+function hrefTo({run, site, layer, neuron, task, per_sample}) {
+  const parts = [run, site, layer, neuron];
+  const open = parts.findIndex((part) => !part);
+  return hrefOf("neuron", open < 0 ? parts : parts.slice(0, open), {task, per_sample});
+}
 
 // ---- which neuron ----
 
 function chooser(runs, run, place) {
-  const to = (changes) => go(hrefTo({...place, ...changes}));
   const sites = distinct(run.sites.map(({site}) => site));
   const layers = run.sites.filter(({site}) => site === place.site).map(({layer}) => layer);
   const width = run.sites.find(({site, layer}) =>
@@ -105,7 +114,7 @@ function contentOf(neuron, place, run) {
       h("div", {}, scoresOf(neuron), expertsOf(neuron))),
     examplesOf(neuron, {
       tasks: run.tasks.map(({task}) => task), task: place.task, perSample: place.per_sample === "true",
-      choose: (changes) => go(hrefTo({...place, ...changes})),
+      choose: to,
     }),
   ];
 }

@@ -83,6 +83,7 @@ function viewOf(view, insert) {
     h("p", {}, view.purpose), view.grain ? h("p", {class: "hint"}, `Grain: ${view.grain}`) : null,
     h("ul", {class: "columns"},
       h("li", {}, pick(view.name), h("span", {}, "the table")),
-      view.columns.map(({name, type}) =>
-        h("li", {}, pick(name), h("span", {}, type.toLowerCase())))));
+      view.columns.map(({name, type, meaning}) =>
+        h("li", {}, pick(name), h("span", {}, type.toLowerCase()),
+          meaning ? h("p", {}, meaning) : null))));
 }
