@@ -44,8 +44,8 @@ export function toNumber(value) {
   return isNumber(number) && Number.isFinite(number) ? number : null;
 }
 
-// A time in UTC as the store has it, without fractions of a second.
-export const showTime = (time) => (time ? `${String(time).slice(0, 19).replace("T", " ")} UTC` : "–");
+// A time in UTC as the store has it, to the minute.
+export const showTime = (time) => (time ? `${String(time).slice(0, 16).replace("T", " ")} UTC` : "–");
 
 export const plural = (count, noun) => `${show(count)} ${noun}${count === 1 ? "" : "s"}`;
 

@@ -3,9 +3,9 @@
 import {h, s} from "./dom.js";
 import {isNumber, show} from "./format.js";
 
-// How far something is, as a bar and in words.
-export function progressOf(done, total, unit) {
-  const text = `${show(done)} of ${show(total)} ${unit}`;
+// How far something is, as a bar and in words; `unit` is not needed where the column says it.
+export function progressOf(done, total, unit = "") {
+  const text = `${show(done)} of ${show(total)} ${unit}`.trim();
   return h("span", {class: "progress"},
     h("progress", {max: Math.max(total, 1), value: done, "aria-label": text}),
     h("span", {}, text));

@@ -50,7 +50,7 @@ async function allRuns(signal) {
 const runTable = (runs) => recordTable("Runs of the store", [
   {name: "run", cell: (run) => h("a", {href: hrefOf("runs", [run])}, run)},
   {name: "num_committed", label: "shards committed", cell: (done, {num_shards}) =>
-    progressOf(done, num_shards, "shards")},
+    progressOf(done, num_shards)},
   {name: "num_tokens", label: "tokens", numeric: true},
   {name: "model"}, {name: "init"}, {name: "dtype"},
   {name: "num_layers", label: "layers", numeric: true},
@@ -72,17 +72,16 @@ function runOf(id, run) {
     h("p", {class: "links"}, h("a", {href: hrefOf("neuron", [id])}, "Its neurons"), " · ",
       h("a", {href: hrefOf("sql", [], {q: `select * from tasks\nwhere run = '${
         id.replaceAll("'", "''")}'`})}, "Its tasks in SQL")),
-    section("Tasks", recordTable("Tasks", [
+    h("div", {class: "pair"}, section("Tasks", recordTable("Tasks", [
       {name: "task"},
       {name: "num_committed", label: "shards committed", cell: (done, {num_shards}) =>
-        progressOf(done, num_shards, "shards")},
+        progressOf(done, num_shards)},
       {name: "num_samples", label: "samples", numeric: true},
       {name: "num_tokens", label: "tokens", numeric: true},
-    ], run.tasks)),
-    section("Sites", recordTable("Sites", [
+    ], run.tasks)), section("Sites", recordTable("Sites", [
       {name: "site"}, {name: "layers"}, {name: "width", label: "neurons of a layer", numeric: true},
       {name: "head_dim", label: "neurons of a head", numeric: true},
-    ], sitesOf(run))),
+    ], sitesOf(run)))),
     h("div", {class: "pair"}, section("Model", factsOf(run.model)),
       section("Capture", factsOf(run.capture))),
   ];

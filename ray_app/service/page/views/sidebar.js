@@ -18,11 +18,8 @@ export function openSidebar(box, signal, {write, insert}) {
   });
   const [examples, tables, asked] = parts.map(({list}) => list);
   put(box, parts.map(({part}) => part));
-  settle(examples, "examples", async () => {
-    const found = (await api.get(api.path("examples"), {}, signal)).examples;
-    if (!found.length) return nothing("No table of this store has rows yet.");
-    return queryList(found.map(({title, query}) => ({title, query})), write);
-  });
+  settle(examples, "examples", async () =>
+    queryList((await api.get(api.path("examples"), {}, signal)).examples, write));
   settle(tables, "tables", async () =>
     schemaOf((await api.get(api.path("schema"), {}, signal)).views, insert));
   parts[2].part.addEventListener("toggle", () => fillHistory(asked, write));
@@ -30,26 +27,25 @@ export function openSidebar(box, signal, {write, insert}) {
   fillHistory(asked, write);
 }
 
-const queryList = (queries, write) => h("ul", {class: "queries"}, queries.map(({title, query, note}) =>
+const queryList = (queries, write) => h("ul", {class: "queries"}, queries.map(({title, query}) =>
   h("li", {}, h("button", {type: "button", class: "pick", title: query, onclick: () => write(query)},
-    title, note ? h("small", {}, note) : null))));
+    title))));
 
 // ---- history ----
 
 const past = () => JSON.parse(sessionStorage.getItem(KEY) ?? "[]");
 
 // Keeps a query that was answered, in this tab only.
-export function remember(query, count) {
-  const others = past().filter((one) => one.query !== query);
-  sessionStorage.setItem(KEY, JSON.stringify([{query, count}, ...others].slice(0, MOST)));
+export function remember(query) {
+  const others = past().filter((one) => one !== query);
+  sessionStorage.setItem(KEY, JSON.stringify([query, ...others].slice(0, MOST)));
   window.dispatchEvent(new Event("actlake-asked"));
 }
 
 function fillHistory(box, write) {
   const queries = past();
   put(box, queries.length === 0 ? nothing("Nothing yet.")
-    : queryList(queries.map(({query, count}) =>
-      ({title: query, query, note: plural(count, "row")})), write));
+    : queryList(queries.map((query) => ({title: query, query})), write));
 }
 
 // ---- tables ----

@@ -73,7 +73,7 @@ export async function openSql({body, signal}, route) {
         AbortSignal.any([running, stop.signal]));
       told.textContent = `${plural(made.num_rows, "row")} in ${showMilliseconds(made.elapsed_ms)}.`;
       put(answer, answerOf(made, given));
-      remember(given.query, made.num_rows);
+      remember(given.query);
     } catch (error) {
       if (running.aborted) return; // A newer query, or another view, has the place now.
       told.textContent = error.name === "AbortError" ? "The query was cancelled." : "";
