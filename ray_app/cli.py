@@ -385,6 +385,33 @@ def gc(store: str, older_than: float, *, dry_run: bool) -> None:
 
 @cli.command()
 @_STORE
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8600, show_default=True)
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    metavar="NAME",
+    help="Another name by which the service is reached. May be repeated.",
+)
+@click.option("--replicas", type=click.IntRange(min=1), default=1, help="Copies of the service; 1.")
+@click.option(
+    "--slots", type=click.IntRange(min=1), default=4, help="Queries at a time of each; 4."
+)
+@click.option(
+    "--memory-mb", type=click.IntRange(min=64), default=1024, help="Memory of one query; 1024."
+)
+@click.option("--studies", type=_PATH, help="Allow jobs, for the study files in this folder.")
+@click.option("--token-file", type=_PATH, help="File that keeps the token; made if missing.")
+def serve(store: str, **options: Any) -> None:
+    """Serve the STORE as a web page and an HTTP API, until Ctrl-C."""
+    from ray_app.commands import serve
+
+    serve.serve(store, **options)
+
+
+@cli.command()
+@_STORE
 @click.argument("run_a")
 @click.argument("run_b")
 @click.option("--store-b", help="Folder or URL of the store that holds RUN_B, if another.")

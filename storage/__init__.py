@@ -1,7 +1,14 @@
 """Bytes on disk and the SQL over them: schema, paths, files, commits, catalog, verification."""
 
 from storage.compaction import collect_garbage, compact_run
-from storage.errors import ActlakeError, DamagedFileError, QueryError, StoreError
+from storage.errors import (
+    ActlakeError,
+    DamagedFileError,
+    QueryError,
+    QueryInterruptedError,
+    QueryMemoryError,
+    StoreError,
+)
 from storage.files import FileRecord, StoreFiles
 from storage.schema import SCHEMA_VERSION, TABLES, Table
 from storage.store import Store, create_store, open_store
@@ -14,6 +21,8 @@ __all__ = [
     "DamagedFileError",
     "FileRecord",
     "QueryError",
+    "QueryInterruptedError",
+    "QueryMemoryError",
     "Store",
     "StoreError",
     "StoreFiles",

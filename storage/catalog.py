@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import duckdb
 import duckdb.func
 import pyarrow as pa
 
-from storage.errors import QueryError
+from storage.errors import QueryError, QueryInterruptedError, QueryMemoryError
 from storage.files import StoreFiles
 from storage.schema import TABLES, Table
 from storage.sqlfiles import load_query, quote
@@ -24,16 +25,21 @@ from storage.sqlfiles import load_query, quote
 __all__ = [
     "EXPORT_FORMATS",
     "VIEWS",
+    "RowStream",
     "add_function",
     "connect",
     "define_views",
     "execute",
     "export",
     "fetch",
+    "interrupt",
+    "lock",
     "open_connection",
     "render",
     "run_query",
     "sorted_rows",
+    "stream",
+    "syntax_tree",
     "view_statements",
     "views_script",
 ]
@@ -50,6 +56,9 @@ _READING = (
     duckdb.StatementType.MULTI,  # What DuckDB makes of a pivot.
 )
 """Kinds of statements that a query may be."""
+
+_READING_ERRORS = (duckdb.Error, pa.ArrowException, OSError, MemoryError)
+"""What reading the rows of a query can raise: DuckDB's errors, some in the coat of Arrow's."""
 
 EXPORT_FORMATS = {
     "csv": "format csv, header",
@@ -216,6 +225,108 @@ def open_connection(
     return connection
 
 
+def lock(connection: duckdb.DuckDBPyConnection, files: StoreFiles) -> None:
+    """Let a connection read the store alone: no other file, no network, no extension, no setting.
+
+    Views can still be defined. Statements that write are not refused: `syntax_tree` and
+    `run_query` take queries only. What one value may take is not bounded by DuckDB's memory limit,
+    so the process needs a limit of its own (RLIMIT_DATA).
+
+    Args:
+        connection: a connection of `connect`.
+        files: the store's files.
+    """
+    for setting in (
+        "python_enable_replacements = false",
+        "autoinstall_known_extensions = false",
+        "autoload_known_extensions = false",
+        "allow_community_extensions = false",
+        "temp_directory = ''",
+        "TimeZone = 'UTC'",
+        f"allowed_directories = [{quote(files.root.rstrip('/') + '/')}]",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"set {setting}")
+
+
+def syntax_tree(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
+    """What DuckDB's parser makes of a text, without carrying anything out.
+
+    Returns:
+        The JSON of DuckDB's ``json_serialize_sql``: a dict of ``error`` and either ``statements``,
+        if all of them are of the SELECT kind, or ``error_type`` and ``error_message``.
+
+    Raises:
+        QueryError: if the text is nested too deeply.
+    """
+    try:
+        (found,) = connection.execute(
+            "select json_serialize_sql($query::varchar)", {"query": query}
+        ).fetchall()
+        return json.loads(found[0])
+    except (duckdb.Error, RecursionError) as error:
+        raise QueryError(f"the query cannot be parsed: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RowStream:
+    """The rows of one query as they are made; made by `stream`."""
+
+    columns: list[tuple[str, str]]
+    """Name and DuckDB type of each column."""
+    schema: pa.Schema
+    """Schema of the batches."""
+    batches: Iterator[pa.RecordBatch]
+    """The rows. Reading them raises what `stream` raises."""
+
+
+@contextlib.contextmanager
+def stream(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    params: dict[str, Any] | None = None,
+    *,
+    batch_rows: int,
+) -> Iterator[RowStream]:
+    """Run one query that only reads; its rows can be read, as far as is wanted, inside the block.
+
+    Args:
+        connection: the connection.
+        query: DuckDB SQL.
+        params: values of ``$name`` parameters.
+        batch_rows: most rows of a batch.
+
+    Raises:
+        QueryError: with DuckDB's message.
+        QueryInterruptedError: if `interrupt` was called meanwhile.
+        QueryMemoryError: if it needs more memory than it may take.
+    """
+    relation = run_query(connection, query, params)
+    types = [str(dtype).strip('"') for dtype in relation.types]
+    try:
+        reader = relation.to_arrow_reader(batch_rows)
+    except _READING_ERRORS as error:
+        raise _failed(error) from error
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from reader
+        except _READING_ERRORS as error:
+            raise _failed(error) from error
+
+    try:
+        columns = list(zip(relation.columns, types, strict=True))
+        yield RowStream(columns, reader.schema, batches())
+    finally:
+        reader.close()  # A connection runs nothing else while rows are left.
+
+
+def interrupt(connection: duckdb.DuckDBPyConnection) -> None:
+    """Stop the query that another thread runs on a connection; nothing happens if none runs."""
+    connection.interrupt()
+
+
 def sorted_rows(
     files: StoreFiles,
     paths: Sequence[str],
@@ -297,6 +408,8 @@ def run_query(
                 "with one that gives rows and changes nothing."
             )
         relation: duckdb.DuckDBPyRelation = connection.sql(query, params=params)
+    except (duckdb.InterruptException, duckdb.OutOfMemoryException, MemoryError) as error:
+        raise _failed(error) from error
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
     return relation
@@ -369,8 +482,14 @@ def export(connection: duckdb.DuckDBPyConnection, query: str, path: Path, file_f
         raise _failed(error) from error
 
 
-def _failed(error: duckdb.Error) -> QueryError:
+def _failed(error: Exception) -> QueryError:
     """What a query that was right failed with."""
+    text = str(error)
+    # Arrow's readers give an OSError with the text of DuckDB's error.
+    if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in text:
+        return QueryInterruptedError("the query was stopped.")
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "Out of Memory" in text:
+        return QueryMemoryError("the query needs more memory than a query may take.")
     # Its own kinds of errors say enough; what a Parquet page made it stumble over has no kind.
     if type(error) in (duckdb.Error, duckdb.IOException):
         return QueryError(

@@ -1,6 +1,13 @@
 """The errors that users see: one sentence each, naming what is wrong and what to do next."""
 
-__all__ = ["ActlakeError", "DamagedFileError", "QueryError", "StoreError"]
+__all__ = [
+    "ActlakeError",
+    "DamagedFileError",
+    "QueryError",
+    "QueryInterruptedError",
+    "QueryMemoryError",
+    "StoreError",
+]
 
 
 class ActlakeError(Exception):
@@ -21,3 +28,11 @@ class DamagedFileError(StoreError):
 
 class QueryError(ActlakeError):
     """DuckDB refused a query; the message is DuckDB's own."""
+
+
+class QueryInterruptedError(QueryError):
+    """A query was stopped before its end."""
+
+
+class QueryMemoryError(QueryError):
+    """A query needs more memory than it may take."""

@@ -21,7 +21,12 @@ MAY_IMPORT = {
 """One direction, no exceptions: ray_app -> analysis -> storage."""
 
 ONLY_IN = {
-    "ray": ("ray_app/actors.py", "ray_app/tasks.py"),
+    "ray": (
+        "ray_app/actors.py",
+        "ray_app/tasks.py",
+        "ray_app/service/deployment.py",
+        "ray_app/service/jobs.py",
+    ),
     "transformers": ("ray_app/models/",),
     "timm": ("ray_app/models/",),
     "bitsandbytes": ("ray_app/models/",),

@@ -1,0 +1,7 @@
+-- name: example_activity
+-- purpose: How active are the neurons of each layer?
+-- grain: one row per (site, layer)
+select site, layer, count(*) as rows, avg(abs) as mean_abs, avg(freq) as share_positive
+from neuron_stats
+group by site, layer
+order by site, layer
