@@ -25,7 +25,7 @@ ONLY_IN = {
         "ray_app/actors.py",
         "ray_app/tasks.py",
         "ray_app/service/deployment.py",
-        "ray_app/service/jobs.py",
+        "ray_app/service/ray_jobs.py",
     ),
     "transformers": ("ray_app/models/",),
     "timm": ("ray_app/models/",),

@@ -59,10 +59,15 @@ def write_run(
             "reference": reference,
             "model": {
                 "source": "tiny", "init": init, "dtype": "float32", "architecture": "Tiny",
+                "modality": "language",
                 "num_layers": 1 + max(layer for _, layer in sites),
                 "num_neurons": sum(sites.values()),
             },
-            "sites": [{"site": s, "layer": n, "width": width} for (s, n), width in sites.items()],
+            "capture": {"top": 0},
+            "sites": [
+                {"site": s, "layer": n, "width": width, "head_dim": None}
+                for (s, n), width in sites.items()
+            ],
             "tasks": [{"task": task, "source": "none", "num_shards": 1} for task in tasks],
             "shards": [{"task": task, "shard": 0} for task in tasks],
         },

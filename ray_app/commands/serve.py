@@ -3,11 +3,14 @@
 import ipaddress
 import signal
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ray_app.service.auth import default_token_path, read_or_make_token, token_digest
+from ray_app.service.own_ray import own_ray
 from ray_app.service.settings import ServiceSettings
 from storage import ActlakeError, open_store
 
@@ -42,10 +45,9 @@ def serve(
         slots=slots,
         memory_mb=memory_mb,
         studies=None if studies is None else studies.resolve(),
+        job_folder=Path.cwd(),
     )
-    from ray_app.service import deployment
-
-    with deployment.serving(settings, host=host, port=port):
+    with own_ray(), _serving(settings, host, port) as wait:
         shown = "127.0.0.1" if _is_wildcard(host) else host
         click.echo(f"store {root}")
         if is_new:
@@ -63,9 +65,18 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.default_int_handler)
         try:
-            deployment.wait()
+            wait()
         except KeyboardInterrupt:
             click.echo("stopping", err=True)
+
+
+@contextmanager
+def _serving(settings: ServiceSettings, host: str, port: int) -> Iterator[Callable[[], None]]:
+    """Serve inside the block, which is given what waits for the end; loads Ray only now."""
+    from ray_app.service import deployment
+
+    with deployment.serving(settings, host=host, port=port):
+        yield deployment.wait
 
 
 def _check_free(host: str, port: int) -> None:

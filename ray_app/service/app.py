@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from ray_app.service.jobs import Action, JobDesk, Runner
 from ray_app.service.metrics import Metrics
 from ray_app.service.pool import Pool, QuestionError
 from ray_app.service.settings import ServiceSettings
@@ -34,8 +35,10 @@ STATUS = {
 """HTTP status of each kind of error."""
 
 _RETRY_SECONDS = "2"
+_USUAL_SECONDS = 30.0
 
-Identifier = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+_ID = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Identifier = Annotated[str, InPath(pattern=_ID, max_length=128)]
 Name = Annotated[str | None, Query(min_length=1, max_length=128)]
 Index = Annotated[int, InPath(ge=0, lt=2**31)]
 Layer = Annotated[int, InPath(ge=0, lt=2**15)]
@@ -78,16 +81,40 @@ class SqlRequest(BaseModel):
     ] = Field(default_factory=dict, max_length=100, description="Values of $name parameters.")
     format: Literal["json", "csv", "arrow"] = Field("json", description="Form of the answer.")
     max_rows: int = Field(1000, ge=1, description="Most rows.")
-    timeout_seconds: float = Field(
-        30, gt=0, allow_inf_nan=False, description="Seconds after which the query is stopped."
+    timeout_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which the query is stopped; 30 if not given, and if the service "
+        "allows as many.",
     )
 
 
-def create_app(settings: ServiceSettings) -> FastAPI:
+class JobRequest(BaseModel):
+    """A job to start."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    action: Action = Field(description="What to do; 'run' captures and analyses.")
+    study: str = Field(max_length=128, description="Name of a file that GET /api/studies has.")
+    overrides: dict[
+        Annotated[str, Field(pattern="^[a-z_]+([.][a-z_]+)*$", max_length=64)],
+        Annotated[str, Field(max_length=200)],
+    ] = Field(
+        default_factory=dict, max_length=20, description="Settings to change: key.path and YAML."
+    )
+    tokens: int | None = Field(None, ge=1, lt=2**63, description="Counted tokens of each task.")
+    run: Annotated[str, Field(pattern=_ID, max_length=128)] | None = Field(
+        None, description="Which run to analyse, if the store has several."
+    )
+
+
+def create_app(settings: ServiceSettings, runner: Runner | None = None) -> FastAPI:
     """The ASGI application of one replica.
 
     Args:
         settings: see `ServiceSettings`.
+        runner: what runs jobs; no jobs if not given.
     """
     pool = Pool(settings)
     metrics = Metrics(pool)
@@ -118,6 +145,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     _add_runs(app, ask)
     _add_analyses(app, ask)
     _add_sql(app, settings, pool)
+    _add_jobs(app, JobDesk(settings, runner))
     _add_errors(app)
 
     @app.get("/metrics", tags=["service"])
@@ -167,11 +195,11 @@ def _add_sql(app: FastAPI, settings: ServiceSettings, pool: Pool) -> None:
             raise QuestionError(
                 "invalid", f"max_rows must be at most {settings.max_rows}, found {asked.max_rows}."
             )
-        if asked.timeout_seconds > settings.max_seconds:
+        seconds = asked.timeout_seconds or min(_USUAL_SECONDS, settings.max_seconds)
+        if seconds > settings.max_seconds:
             raise QuestionError(
                 "invalid",
-                f"timeout_seconds must be at most {settings.max_seconds:g}, found "
-                f"{asked.timeout_seconds:g}.",
+                f"timeout_seconds must be at most {settings.max_seconds:g}, found {seconds:g}.",
             )
         args = {
             "query": asked.query,
@@ -179,7 +207,7 @@ def _add_sql(app: FastAPI, settings: ServiceSettings, pool: Pool) -> None:
             "form": asked.format,
             "max_rows": asked.max_rows,
         }
-        work = pool.ask("sql", args, seconds=asked.timeout_seconds)
+        work = pool.ask("sql", args, seconds=seconds)
         answer = await _unless_gone(request, work)
         return Response(
             answer.body,
@@ -267,6 +295,40 @@ def _add_analyses(app: FastAPI, ask: Callable[..., Awaitable[Response]]) -> None
         """In which layers the selected neurons of each task lie."""
         chosen = {"metric": metric, "fraction": fraction, "site": site}
         return await ask(request, "layers", analysis=analysis, **chosen)
+
+
+def _add_jobs(app: FastAPI, desk: JobDesk) -> None:
+    """Routes that wait for Ray or the disk: functions, which FastAPI calls in threads."""
+
+    @app.get("/api/studies", tags=["jobs"])
+    def studies() -> dict[str, Any]:
+        """Whether jobs are taken, and the studies that they can be started for."""
+        return desk.studies()
+
+    @app.post("/api/jobs", tags=["jobs"], status_code=201)
+    def submit(asked: JobRequest) -> dict[str, Any]:
+        """Start a capture, an analysis or both of a study."""
+        return desk.submit(asked.action, asked.study, asked.overrides, asked.tokens, asked.run)
+
+    @app.get("/api/jobs", tags=["jobs"])
+    def jobs() -> dict[str, Any]:
+        """All jobs of this store, the newest first."""
+        return desk.jobs()
+
+    @app.get("/api/jobs/{job}", tags=["jobs"])
+    def job(job: Identifier) -> dict[str, Any]:
+        """One job."""
+        return desk.job(job)
+
+    @app.get("/api/jobs/{job}/log", tags=["jobs"])
+    def log(job: Identifier, offset: Annotated[int, Query(ge=0, lt=2**53)] = 0) -> dict[str, Any]:
+        """What a job has written, from a character on."""
+        return desk.log(job, offset)
+
+    @app.delete("/api/jobs/{job}", tags=["jobs"])
+    def cancel(job: Identifier) -> dict[str, Any]:
+        """End a job; what it has committed stays."""
+        return desk.cancel(job)
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:

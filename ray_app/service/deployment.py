@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from ray_app.service.app import create_app
+from ray_app.service.ray_jobs import RayRunner
 from ray_app.service.settings import ServiceSettings
 
 __all__ = ["APPLICATION", "Service", "build", "serving"]
@@ -29,7 +30,8 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Serve calls for the ASGI application of the replica."""
-        return create_app(self._settings)
+        runner = None if self._settings.studies is None else RayRunner()
+        return create_app(self._settings, runner)
 
 
 def build(settings: ServiceSettings) -> Any:
@@ -50,7 +52,7 @@ def build(settings: ServiceSettings) -> Any:
 
 @contextmanager
 def serving(settings: ServiceSettings, *, host: str, port: int) -> Iterator[None]:
-    """Serve inside the block: on the cluster of RAY_ADDRESS or of this machine, or on a new one.
+    """Serve inside the block, on the cluster that RAY_ADDRESS names (see `own_ray`).
 
     Args:
         settings: of the application.
@@ -58,13 +60,7 @@ def serving(settings: ServiceSettings, *, host: str, port: int) -> Iterator[None
         port: port to bind to.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        include_dashboard=settings.studies is not None,
-        dashboard_host="127.0.0.1",
-        ignore_reinit_error=True,
-    )
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
         serve.start(
             proxy_location="HeadOnly",

@@ -64,7 +64,7 @@ def examples(store: Store) -> dict[str, Any]:
     queries = [
         load_query("ray_app", name) for name, needed in EXAMPLES.items() if there >= {*needed}
     ]
-    return {"examples": [{"title": query.purpose, "query": query.text} for query in queries]}
+    return {"examples": [{"title": q.purpose.rstrip("."), "query": q.text} for q in queries]}
 
 
 def runs(store: Store) -> dict[str, Any]:

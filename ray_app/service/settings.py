@@ -22,6 +22,9 @@ class ServiceSettings(BaseModel):
         None,
         description="Folder of the study files that jobs may be started for; no jobs if not given.",
     )
+    job_folder: Path | None = Field(
+        None, description="Folder that jobs run in, from which paths of studies are relative."
+    )
     hosts: list[str] = Field(
         ["127.0.0.1", "localhost", "[::1]"],
         min_length=1,

@@ -1,5 +1,5 @@
 -- name: example_layers
--- purpose: In which layers do the selected neurons of each task lie?
+-- purpose: In which layers the selected neurons of each task lie.
 -- grain: one row per (task, layer)
 select task, layer, count(*) as neurons
 from selections

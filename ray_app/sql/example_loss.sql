@@ -1,5 +1,5 @@
 -- name: example_loss
--- purpose: How well does the model predict each task?
+-- purpose: How well the model predicts each task.
 -- grain: one row per (run, task)
 select
     run,

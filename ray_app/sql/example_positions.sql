@@ -1,5 +1,5 @@
 -- name: example_positions
--- purpose: Does more context help the model?
+-- purpose: Whether more context helps the model.
 -- grain: one row per (position, of 16 each)
 select position // 16 * 16 as from_position, count(loss) as predictions, round(avg(loss), 3) as loss
 from tokens

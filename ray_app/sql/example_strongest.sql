@@ -1,5 +1,5 @@
 -- name: example_strongest
--- purpose: Which words excite neurons of the first layer most?
+-- purpose: Which words excite neurons of the first layer most.
 -- grain: one row per activation
 select t.run, t.task, t.neuron, t.value, s.tokens[t.position + 1] as token, s.source
 from top_activations as t
