@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,15 +21,15 @@ from analysis.experts import ExpertSettings, keep_experts, split_at_random
 from browser import CHROMIUM, Browser
 from ray_app.service.app import create_app
 from ray_app.service.auth import token_digest
+from ray_app.service.jobs import Runner, State
 from ray_app.service.settings import ServiceSettings
+from service_parts import TOKEN, FakeRunner
 from storage import TABLES, Store, create_store, layout
 from written_runs import importances, samples, write_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
 
 PAGE = Path(__file__).parents[3] / "ray_app" / "service" / "page"
-
-TOKEN = "the-token-of-this-test"
 
 NASTY = "<script>alert(1)"
 """The name of a task: text that would harm a page that took it for markup."""
@@ -52,10 +52,13 @@ NAMED = {
 """Roles that a screen reader must have a name for."""
 
 
-def write_examples(store: Store, run: str, task: str) -> None:
-    """One more shard, whose sample holds the highest activation of every MLP neuron of layer 0."""
+def write_examples(store: Store, run: str, task: str, tokens: list[str]) -> None:
+    """One more shard, whose sample holds the extrema of every MLP neuron of layer 0.
+
+    The highest is at position 2, the lowest at 3, of five.
+    """
     sample = samples(7, 3).to_pylist()[0] | {
-        "sample": 1, "shard": 1, "source": SOURCE, "tokens": ["s", BEFORE, MARKED, AFTER, "e"],
+        "sample": 1, "shard": 1, "source": SOURCE, "tokens": tokens,
     }  # fmt: skip
     places = {"highest_sample": [1], "highest_position": [2]}
     places |= {"lowest_sample": [1], "lowest_position": [3]}
@@ -78,12 +81,13 @@ def write_examples(store: Store, run: str, task: str) -> None:
     store.commit(run=run, task=task, shard=1, counts=counts, files=files)
 
 
-def describe(store: Store, run: str, *, top: int, shards: list[tuple[str, int]]) -> None:
+def describe(
+    store: Store, run: str, *, top: int, shards: list[tuple[str, int]], modality: str = "language"
+) -> None:
     """What a captured run says of itself beyond `write_run`."""
     record = store.run_record(run)
-    record["model"] |= {"modality": "language", "fingerprint": "none", "settings": {}}
+    record["model"] |= {"modality": modality, "fingerprint": "none", "settings": {}}
     record["capture"] = {"top": top, "tokens": 5}
-    record["sites"] = [site | {"head_dim": None} for site in record["sites"]]
     record["shards"] = [{"task": task, "shard": shard} for task, shard in shards]
     for task in record["tasks"]:
         task["num_shards"] = sum(name == task["task"] for name, _ in shards)
@@ -92,12 +96,13 @@ def describe(store: Store, run: str, *, top: int, shards: list[tuple[str, int]])
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """An analysed run with examples and experts, and one that is neither whole nor analysed."""
+    """An analysed run with examples and experts, one that is neither whole nor analysed, one of
+    images."""
     made = create_store(tmp_path_factory.mktemp("page") / "store")
     write_run(made, "run-a", importances(0, tasks=TASKS))
     shards = [(task, 0) for task in TASKS]
     describe(made, "run-a", top=1, shards=[*shards, (NASTY, 1)])
-    write_examples(made, "run-a", NASTY)
+    write_examples(made, "run-a", NASTY, ["s", BEFORE, MARKED, AFTER, "e"])
     analyse_run(made, "run-a", AnalysisSettings(metrics=["abs", "rms"], fractions=[0.15, 0.3]))
     settings = ExpertSettings(clusters=4, method="random")
     keep_experts(
@@ -106,15 +111,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )  # fmt: skip
     write_run(made, "run-b", importances(1), commit=False)
     describe(made, "run-b", top=0, shards=[(task, 0) for task in ("code", "mixed", "prose")])
+    write_run(made, "run-c", importances(2, tasks=["digits"]), reference=None)
+    describe(made, "run-c", top=1, shards=[("digits", 0), ("digits", 1)], modality="image")
+    write_examples(
+        made, "run-c", "digits", ["[CLS]", *[f"[PATCH 0,{place}]" for place in range(4)]]
+    )
     return made
 
 
+def become(runner: FakeRunner, job: str, state: State, log: str) -> None:
+    """Let a job reach a state, having written something."""
+    runner.logs[job] += log
+    runner.states[job] = replace(runner.states[job], state=state)
+
+
 @contextmanager
-def serving(store: Store, **settings: Any) -> Iterator[str]:
+def serving(store: Store, runner: Runner | None = None, **settings: Any) -> Iterator[str]:
     """The address of a server of a store."""
     given = {"slots": 2, "freshness_seconds": 0, **settings}
     root, digest = str(store.files.root), token_digest(TOKEN)
-    app = create_app(ServiceSettings(store=root, token_sha256=digest, **given))
+    app = create_app(ServiceSettings(store=root, token_sha256=digest, **given), runner)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -245,7 +261,7 @@ def test_a_token_opens_the_page_and_a_wrong_one_does_not(page: Page) -> None:
     page.go("#/runs")
     page.wait("document.querySelector('.login')")
     assert page.browser.run("document.querySelector('nav').hidden")
-    for wrong in ("not-the-token-of-this-test", "not even ascii é"):
+    for wrong in ("not-the-token", "not even ascii é"):
         page.fill("input", wrong)
         page.click("Log in")
         page.wait("document.querySelector('.problem')")
@@ -276,7 +292,7 @@ def test_the_console_answers_sql(page: Page, store: Store) -> None:
     ask(page, query)
     expected = store.sql(query).fetchall()
     assert cells(page) == [[task, str(n), f"{total:g}"] for task, n, total in expected]
-    assert re.fullmatch(r"3 rows in \d+(\.\d)? m?s\.", page.text(".told"))
+    assert re.fullmatch(rf"{len(expected)} rows in \d+(\.\d)? m?s\.", page.text(".told"))
     assert parse_qs(page.browser.run("location.hash"))["#/sql?q"] == [query]
     page.wait("document.querySelector('.queries')")
     assert query in page.browser.run("document.querySelector('.side').textContent")
@@ -405,6 +421,24 @@ def test_a_neuron_shows_what_the_store_knows_of_it(page: Page, store: Store) -> 
     page.wait("document.querySelector('h2')?.innerText.includes('neuron 4 of 20 in layer 0')")
 
 
+def test_of_an_image_the_patch_is_said(page: Page) -> None:
+    page.open("#/neuron/run-c/mlp/0/3")
+    page.wait("document.querySelector('mark')")
+    highest, lowest = page.browser.run(
+        "[...document.querySelectorAll('.context')].map((one) => one.innerText)"
+    )
+    assert highest == "patch in row 0, column 1 of the image (from 0, top left)"
+    assert lowest == "patch in row 0, column 2 of the image (from 0, top left)"
+
+
+def test_neurons_of_an_answer_lead_to_their_page(page: Page) -> None:
+    page.open("#/sql")
+    ask(page, "select run, site, layer, neuron from neuron_stats where run = 'run-c' "
+              "and site = 'attn' and layer = 1 and neuron = 5")  # fmt: skip
+    page.click("5", ".answer a")
+    page.wait("document.querySelector('h2')?.innerText === 'attn neuron 5 of 8 in layer 1'")
+
+
 def test_what_a_store_does_not_have_is_told(page: Page) -> None:
     page.open("#/neuron/run-a/mlp/1/3")
     page.wait("document.querySelector('h2')")
@@ -466,15 +500,79 @@ def test_overlap_is_explored(page: Page, store: Store) -> None:
 
 def test_runs_say_how_far_they_are(page: Page) -> None:
     page.open("#/runs")
-    page.wait("document.querySelectorAll('tbody tr').length === 2")
+    page.wait("document.querySelectorAll('tbody tr').length === 3")
     far = {row[0]: row[1] for row in cells(page, "tbody tr")}
-    assert far == {"run-a": "4 of 4", "run-b": "2 of 3"}
+    assert far == {"run-a": "4 of 4", "run-b": "2 of 3", "run-c": "2 of 2"}
     page.click("run-a", "a")
     page.wait("document.querySelector('h2')?.innerText === 'run-a'")
     rows = {row[0]: row[1] for row in cells(page, "[aria-label='Tasks'] tbody tr")}
     assert rows == {NASTY: "2 of 2", "code": "1 of 1", "mixed": "1 of 1"}
     assert unnamed(page.browser) == []
     assert page.focused() in ("H1", "BODY")
+
+
+def test_jobs_that_are_switched_off_say_how_to_switch_them_on(page: Page) -> None:
+    page.open("#/jobs")
+    page.wait("document.querySelector('.notice')")
+    assert "actlake serve STORE --studies FOLDER" in page.text(".notice")
+    assert page.text(".start") == ""
+
+
+def test_a_job_is_started_and_watched_until_it_ends(
+    browser: Browser, store: Store, studies: Path
+) -> None:
+    runner = FakeRunner()
+    with serving(store, runner, studies=studies) as address:
+        page = Page(browser, address)
+        page.open("#/jobs")
+        page.wait("document.querySelector('.start')")
+        assert "A study that tests may start." in page.text(".start")
+        assert unnamed(browser) == []
+        page.fill(".start select:has(option[value=analyse])", "capture")
+        page.fill(".start input", "1024")
+        page.fill(".start textarea", "tasks.code.files=/etc/passwd")
+        page.click("Start")
+        page.wait("document.querySelector('.problem')")
+        assert "found 'tasks.code.files'" in page.text(".problem")
+        assert runner.commands == {}
+        page.fill(".start textarea", "capture.top=3\nseed=4")
+        page.click("Start")
+        page.wait("document.querySelector('.log')")
+        [job] = runner.commands
+        for part in ("capture", "small.yaml", "capture.top=3", "seed=4", "capture.tokens=1024"):
+            assert part in runner.commands[job]
+        assert page.browser.run("location.hash") == f"#/jobs/{job}"
+        become(runner, job, "running", "run run-b: 2 of 3 shards committed, 1 to do\n<i>one</i>\n")
+        page.wait("document.querySelector('progress')")
+        assert page.text(".progress") == "2 of 3 shards"
+        page.wait("document.querySelector('.log').textContent.includes('<i>one</i>')")
+        become(runner, job, "succeeded", "\x1b[32mlast line\x1b[0m\n")
+        page.wait("document.querySelector('dd .tag')?.innerText === 'succeeded'")
+        page.wait("document.querySelector('.log').textContent.endsWith('\\nlast line\\n')")
+        assert page.text("[role=status]") == "Job state: succeeded."
+        page.wait("![...document.querySelectorAll('button')].some((b) => b.innerText.includes("
+                  "'Cancel') && b.checkVisibility())")  # fmt: skip
+        assert unnamed(browser) == []
+
+
+def test_a_job_is_cancelled(browser: Browser, store: Store, studies: Path) -> None:
+    runner = FakeRunner()
+    with serving(store, runner, studies=studies) as address:
+        page = Page(browser, address)
+        page.open("#/jobs")
+        page.wait("document.querySelector('.start')")
+        page.fill(".start select:has(option[value=analyse])", "analyse")
+        page.fill(".start select:has(option[value=run-a])", "run-a")
+        page.click("Start")
+        page.wait("document.querySelector('.log')")
+        [job] = runner.commands
+        assert runner.commands[job].endswith("--run run-a")
+        page.click("Cancel the job")
+        page.wait("document.querySelector('dd .tag')?.innerText === 'stopped'")
+        page.go("#/jobs")
+        page.wait("document.querySelector('tbody tr')")
+        [row] = cells(page, "tbody tr")
+        assert row[:4] == [job, "stopped", "analyse", "small.yaml"]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -499,6 +597,29 @@ def test_the_page_has_the_colours_of_the_report() -> None:
     colours = [re.findall(r"--(\w+): (#\w+)", text)[:12] for text in (report, style)]
     assert len(colours[0]) == 12
     assert colours[0] == colours[1]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2 of '#rrggbb'."""
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
+    blocks = re.findall(
+        r":root \{(.*?)\}", (PAGE / "style.css").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(blocks) == 4
+    colours = dict(re.findall(r"--(\w+): (#\w+)", blocks[0] + blocks[2]))
+    if dark:
+        colours |= dict(re.findall(r"--(\w+): (#\w+)", blocks[1] + blocks[3]))
+    pairs = [(text, behind) for text in ("ink", "quiet", "link", "bad", "good", "warn")
+             for behind in ("paper", "panel")] + [("paper", "link")]  # fmt: skip
+    for text, behind in pairs:
+        light, deep = sorted(map(luminance, (colours[text], colours[behind])), reverse=True)
+        assert (light + 0.05) / (deep + 0.05) >= 4.5, (text, behind)
 
 
 def test_the_page_asks_nothing_of_other_servers() -> None:

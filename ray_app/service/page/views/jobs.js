@@ -14,6 +14,7 @@ const HOW = "Jobs are switched off. To let this page start captures and analyses
   + "others.";
 
 const ACTIONS = [["run", "run: capture, then analyse"], ["capture", "capture"], ["analyse", "analyse"]];
+const COLOURS = /\x1b\[[0-9;]*m/g; // What programs write for terminals.
 const isOver = ({state}) => !["pending", "running"].includes(state);
 
 export async function openJobs({body, signal}, route) {
@@ -34,9 +35,10 @@ const farOf = ({progress}) => (progress ? progressOf(progress.done, progress.tot
 
 async function allJobs(body, signal) {
   const {enabled, studies} = await api.get(api.path("studies"), {}, signal);
+  if (!enabled) return void put(body, h("p", {class: "notice"}, sentence(HOW)));
+  const {runs} = await api.get(api.path("runs"), {}, signal);
   const list = h("section", {"aria-label": "Jobs"});
-  put(body, enabled ? formOf(studies) : h("p", {class: "notice"}, sentence(HOW)), list);
-  if (!enabled) return;
+  put(body, formOf(studies, runs.map(({run}) => run)), list);
   let last = null;
   keepAsking(list, signal, async () => {
     const {jobs} = await api.get(api.path("jobs"), {}, signal);
@@ -75,7 +77,7 @@ const jobTable = (jobs) => recordTable("Jobs", [
   {name: "created", cell: showTime}, {name: "ended", cell: showTime},
 ], jobs);
 
-function formOf(studies) {
+function formOf(studies, runs) {
   const title = "Start a job";
   if (!studies.length) {
     return h("p", {class: "notice"}, "Jobs are switched on, but the folder of studies is empty.");
@@ -84,20 +86,34 @@ function formOf(studies) {
   const study = select(studies.map(({name}) => name), studies[0].name, () => {
     about.textContent = studies.find(({name}) => name === study.value).description ?? "";
   });
-  const action = select(ACTIONS, "run");
+  const action = select(ACTIONS, "run", fit);
+  const run = select([["", "the only one"], ...runs], "");
   const tokens = h("input", {type: "number", min: 1, step: 1, placeholder: "as the study says"});
   const overrides = h("textarea", {rows: 2, spellcheck: "false", "aria-describedby": "overrides-hint",
     placeholder: "capture.top=10"});
   const told = h("div");
   const button = h("button", {type: "submit"}, "Start");
+  const ofCapture = [labelled("Tokens of a task", tokens), labelled("Changes to the study", overrides),
+    h("p", {class: "hint", id: "overrides-hint"}, "One on a line: a key, =, a value.")];
+  const ofAnalysis = labelled("Run to analyse", run);
+
+  // An analysis takes what was captured: what to capture cannot be said then.
+  function fit() {
+    const isAnalysis = action.value === "analyse";
+    ofCapture.forEach((part) => { part.hidden = isAnalysis; });
+    ofAnalysis.hidden = !isAnalysis;
+  }
+
+  const requestOf = () => ({action: action.value, study: study.value, ...(action.value === "analyse"
+    ? {run: run.value || null}
+    : {tokens: tokens.value === "" ? null : Number(tokens.value),
+       overrides: overridesOf(overrides.value)})});
 
   async function start(event) {
     event.preventDefault();
     button.disabled = true;
     try {
-      const {job} = await api.post(api.path("jobs"), {action: action.value, study: study.value,
-        tokens: tokens.value === "" ? null : Number(tokens.value),
-        overrides: overridesOf(overrides.value)});
+      const {job} = await api.post(api.path("jobs"), requestOf());
       go(hrefOf("jobs", [job.id]));
     } catch (error) {
       put(told, problem(error));
@@ -106,12 +122,11 @@ function formOf(studies) {
     }
   }
 
+  fit();
   return h("form", {class: "start", "aria-label": title, onsubmit: start}, h("h2", {}, title),
     h("div", {class: "controls"}, labelled("Study", study), labelled("Action", action),
-      labelled("Tokens of a task", tokens)),
-    about,
-    labelled("Changes to the study", overrides),
-    h("p", {class: "hint", id: "overrides-hint"}, "One on a line: a key, =, a value."),
+      ofCapture[0], ofAnalysis),
+    about, ofCapture.slice(1),
     h("div", {class: "bar"}, button), told);
 }
 
@@ -147,7 +162,7 @@ async function oneJob(body, signal, id) {
   }
 
   function draw(job) {
-    if (job.state !== shown?.state) status.textContent = `The job is ${job.state}.`;
+    if (job.state !== shown?.state) status.textContent = `Job state: ${job.state}.`;
     if (JSON.stringify(job) === JSON.stringify(shown)) return;
     shown = job;
     cancel.hidden = isOver(job);
@@ -167,7 +182,7 @@ async function oneJob(body, signal, id) {
     const more = await api.get(api.path("jobs", id, "log"), {offset}, signal);
     offset = more.next_offset;
     const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
-    if (more.text) log.append(more.text);
+    if (more.text) log.append(more.text.replaceAll(COLOURS, ""));
     if (atEnd) log.scrollTop = log.scrollHeight;
     // What was written after the last look is still to come.
     const isDone = wasOver && !more.text;
