@@ -5,7 +5,7 @@ TOKENS ?= 8192
 STORE ?= demo-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint long bench chaos ray-up scale clean
+.PHONY: help demo test lint long bench chaos ray-up scale load fuzz clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ ray-up: $(VENV)/ready ## Start a cluster of two namespaces with `ray up` over ss
 
 scale: $(VENV)/ready ## Drive the real driver with a thousand simulated stages.
 	$(RUN)/python benchmarks/driver_scale.py
+
+load: $(VENV)/ready ## Ask a service with 32 clients for two minutes, and kill a replica meanwhile.
+	$(RUN)/python benchmarks/service_load.py --seconds 120 --kill-after 70
+
+fuzz: $(VENV)/ready ## Send the service requests that a fuzzer makes of its OpenAPI, for long.
+	$(RUN)/python -m pytest --long --timeout 3600 tests/ray_app/service/test_fuzz.py
 
 clean: ## Remove the environment and what the demo made.
 	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots bench-values

@@ -234,7 +234,17 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "names", ["storage, analysis", "ray_app.cli", "ray_app.study", "ray_app.commands.query"]
+    "names",
+    [
+        "storage, analysis",
+        "ray_app.cli",
+        "ray_app.study",
+        "ray_app.commands.query",
+        "ray_app.client",
+        "ray_app.service.app",
+        "ray_app.service.slot",
+        "ray_app.commands.serve",
+    ],
 )
 def test_asking_a_store_and_reading_a_study_load_no_machinery(names: str) -> None:
     assert loaded_by(f"import {names}") == set()
