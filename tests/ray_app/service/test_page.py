@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
@@ -620,6 +621,14 @@ def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
     for text, behind in pairs:
         light, deep = sorted(map(luminance, (colours[text], colours[behind])), reverse=True)
         assert (light + 0.05) / (deep + 0.05) >= 4.5, (text, behind)
+
+
+def test_a_new_version_of_the_page_is_not_mixed_with_an_old_one(address: str) -> None:
+    with urlopen(f"{address}static/main.js") as answer:
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert answer.headers["ETag"]
+    with urlopen(address) as answer:
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_the_page_asks_nothing_of_other_servers() -> None:

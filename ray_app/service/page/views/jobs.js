@@ -82,10 +82,9 @@ function formOf(studies, runs) {
   if (!studies.length) {
     return h("p", {class: "notice"}, "Jobs are switched on, but the folder of studies is empty.");
   }
-  const about = h("p", {class: "hint"}, studies[0].description ?? "");
-  const study = select(studies.map(({name}) => name), studies[0].name, () => {
-    about.textContent = studies.find(({name}) => name === study.value).description ?? "";
-  });
+  const about = h("p", {class: "hint"}, sentence(studies[0].description));
+  const study = select(studies.map(({name}) => name), studies[0].name, () =>
+    put(about, sentence(studies.find(({name}) => name === study.value).description)));
   const action = select(ACTIONS, "run", fit);
   const run = select([["", "the only one"], ...runs], "");
   const tokens = h("input", {type: "number", min: 1, step: 1, placeholder: "as the study says"});
