@@ -7,6 +7,7 @@ from storage.errors import (
     QueryError,
     QueryInterruptedError,
     QueryMemoryError,
+    QueryReadError,
     StoreError,
 )
 from storage.files import FileRecord, StoreFiles
@@ -23,6 +24,7 @@ __all__ = [
     "QueryError",
     "QueryInterruptedError",
     "QueryMemoryError",
+    "QueryReadError",
     "Store",
     "StoreError",
     "StoreFiles",

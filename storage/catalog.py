@@ -17,7 +17,12 @@ import duckdb
 import duckdb.func
 import pyarrow as pa
 
-from storage.errors import QueryError, QueryInterruptedError, QueryMemoryError
+from storage.errors import (
+    QueryError,
+    QueryInterruptedError,
+    QueryMemoryError,
+    QueryReadError,
+)
 from storage.files import StoreFiles
 from storage.schema import TABLES, Table
 from storage.sqlfiles import load_query, quote
@@ -201,13 +206,13 @@ def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -
     """Make or replace the views of a connection.
 
     Raises:
-        QueryError: with DuckDB's message, if a file that a view needs is damaged.
+        QueryReadError: with DuckDB's message, if a file that a view needs is damaged.
     """
     try:
         for statement in statements:
             connection.execute(statement)
     except duckdb.Error as error:
-        raise QueryError(
+        raise QueryReadError(
             f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
         ) from error
 
@@ -492,7 +497,7 @@ def _failed(error: Exception) -> QueryError:
         return QueryMemoryError("the query needs more memory than a query may take.")
     # Its own kinds of errors say enough; what a Parquet page made it stumble over has no kind.
     if type(error) in (duckdb.Error, duckdb.IOException):
-        return QueryError(
+        return QueryReadError(
             f"the store cannot be read, `actlake verify` names what is damaged: {error}"
         )
     return QueryError(str(error))

@@ -6,6 +6,7 @@ __all__ = [
     "QueryError",
     "QueryInterruptedError",
     "QueryMemoryError",
+    "QueryReadError",
     "StoreError",
 ]
 
@@ -36,3 +37,7 @@ class QueryInterruptedError(QueryError):
 
 class QueryMemoryError(QueryError):
     """A query needs more memory than it may take."""
+
+
+class QueryReadError(QueryError):
+    """A query met a file of the store that cannot be read."""

@@ -13,6 +13,7 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,7 @@ from storage import (
     QueryError,
     QueryInterruptedError,
     QueryMemoryError,
+    QueryReadError,
     Store,
     catalog,
     open_store,
@@ -41,6 +43,7 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (QueryInterruptedError, "timeout"),
     (QueryMemoryError, "too_large"),
     (MemoryError, "too_large"),
+    (QueryReadError, "internal"),
     (QueryError, "syntax"),
     (NotFoundError, "not_found"),
     (AnalysisError, "invalid"),
@@ -100,6 +103,11 @@ class Slot:
             answer = self._sql(since, **args) if question == "sql" else self._other(question, args)
         except (ActlakeError, MemoryError) as error:
             return _told(error), b""
+        except Exception:
+            # A bug: its traceback is for the log, and the process goes on with other questions.
+            traceback.print_exc()
+            message = "the service failed at this; its log says how."
+            return {"error": {"kind": "internal", "message": message}}, b""
         return {
             "media_type": answer.media_type,
             "num_rows": answer.num_rows,

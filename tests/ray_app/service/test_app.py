@@ -297,3 +297,17 @@ def test_tokens_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     with pytest.raises(TokenError, match="at least 20"):
         read_or_make_token(short)
     assert token not in token_digest(token)
+
+
+def test_a_damaged_store_is_not_the_fault_of_the_query(
+    service_settings: ServiceSettings, tmp_path: Path
+) -> None:
+    store = create_store(tmp_path / "store")
+    write_run(store, RUN, importances(1))
+    (file,) = store.files.list("runs/*/stats/task=code/*/*.parquet")
+    settings = service_settings.model_copy(update={"store": store.files.root, "slots": 1})
+    with TestClient(create_app(settings), headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        store.files.local(file).write_bytes(b"PAR1" + bytes(400) + b"PAR1")
+        answer = client.post("/api/sql", json={"query": "select sum(n) from stats"})
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (500, "internal")
+        assert ask(client, "select 1")["rows"] == [[1]]
