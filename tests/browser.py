@@ -67,14 +67,15 @@ class Browser:
         self._answers.close()
         os.close(self._to_browser)
 
-    def open(self, path: Path, *, width: int = 1280, dark: bool = False) -> None:
-        """Open a file, as a window of that width, and wait until it is loaded."""
+    def open(self, page: Path | str, *, width: int = 1280, dark: bool = False) -> None:
+        """Open a file or an address, as a window of that width, and wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=800,
                   deviceScaleFactor=1, mobile=False)  # fmt: skip
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
         self._events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        address = page.absolute().as_uri() if isinstance(page, Path) else page
+        self.call("Page.navigate", url=address)
         self.wait("Page.loadEventFired")
 
     def run(self, script: str) -> Any:

@@ -103,8 +103,9 @@ def _is_open(path: str) -> bool:
 def _add_headers(scope: Scope, headers: MutableHeaders) -> None:
     for name, value in _HEADERS.items():
         headers[name] = value
-    if not scope["path"].startswith("/static/"):
-        headers["Cache-Control"] = "no-store"
+    # A browser keeps the parts of the page, but asks whether they are still those of this version.
+    is_static = scope["path"].startswith("/static/")
+    headers["Cache-Control"] = "no-cache" if is_static else "no-store"
 
 
 class _Bounded:
