@@ -17,6 +17,7 @@ from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.overlap import rank, score
 from analysis.persistence import mantel_test
 from analysis.settings import AnalysisSettings
+from analysis.spearman import correlations_by_stratum
 from analysis.steps import Steps
 from storage import Store
 from storage.sqlfiles import load_query, quote
@@ -161,7 +162,8 @@ def _compute(
     for name in ("importance", "ranks", "overlap", "drift_tasks"):
         steps.take(steps_b, name, into=f"{name}_b")
     steps.run("drift_pairs")
-    steps.run("drift_correlations")
+    steps.run("drift_strata")
+    steps.give("drift_correlations", correlations_by_stratum(steps.table("drift_strata")))
     steps.run("drift_errors")
     steps.run("drift_shared", {"reference": parameters["reference"]})
     names = {"run_a": a.run, "run_b": b.run, "within": parameters["within"]}
