@@ -27,7 +27,7 @@ STUDIES = Path(__file__).parent
 
 NEWEST_RUNS = """
 select study, init, max_by(run, created) as run from runs
-where is_complete and quantization = 'none' group by all
+where is_complete and coalesce(quantization, 'none') = 'none' group by all
 """
 EXPERTS = "select distinct analysis from cluster_layers where list_contains($runs, run) order by 1"
 
