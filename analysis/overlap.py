@@ -67,7 +67,7 @@ def analyse_run(
 
     def compute() -> Steps:
         steps = Steps(store.connect(), on_step)
-        score(steps, run, parameters)
+        score(steps, run, parameters, in_order=True)
         _select_and_compare(steps, parameters["fractions"], parameters["within"])
         return steps
 
@@ -164,18 +164,21 @@ def run_parameters(
     return {"reference": chosen, **settings.parameters(sites)}
 
 
-def score(steps: Steps, run: str, parameters: dict[str, Any]) -> None:
+def score(steps: Steps, run: str, parameters: dict[str, Any], *, in_order: bool = False) -> None:
     """Leave ``computed_importance`` and ``computed_scores`` of a run behind.
 
     Args:
         steps: on a connection with the views of the run's store.
         run: id of the run.
         parameters: ``sites``, ``metrics``, ``seed``, ``reference`` and ``eps`` by site.
+        in_order: sort the rows, as tables that are kept are; it takes a third of the time.
     """
-    asked = {key: parameters[key] for key in ("sites", "metrics", "seed")}
-    steps.run("importance", {"run": run, **asked})
+    asked = {key: parameters[key] for key in ("sites", "seed")}
+    order = "order by metric, task, site, layer, neuron" if in_order else ""
+    metrics = ", ".join(parameters["metrics"])
+    steps.run("importance", {"run": run, **asked}, metrics=metrics, order=order)
     eps = {f"eps_{site}": value for site, value in parameters["eps"].items()}
-    steps.run("scores", {"reference": parameters["reference"], **eps})
+    steps.run("scores", {"reference": parameters["reference"], **eps}, order=order)
 
 
 def rank(steps: Steps, fractions: Sequence[float], within: Within) -> None:

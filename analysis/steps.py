@@ -61,6 +61,15 @@ class Steps:
         """Copy ``computed_<name>`` of steps on another connection into ``computed_<into>`` here."""
         self.give(into, pa.RecordBatchReader.from_batches(other.schema(name), other.batches(name)))
 
+    def rename(self, name: str, into: str) -> None:
+        """Call ``computed_<name>`` ``computed_<into>`` from now on."""
+        execute(self._connection, f"alter table computed_{name} rename to computed_{into}")
+
+    def forget(self, *names: str) -> None:
+        """Drop ``computed_<name>`` of each name."""
+        for name in names:
+            execute(self._connection, f"drop table computed_{name}")
+
     def give(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> None:
         """Make ``computed_<name>`` of rows that were computed elsewhere."""
         self._connection.register("given", rows)

@@ -125,12 +125,22 @@ def cli() -> None:
 @_STUDY
 @click.option("--store", default=".", help="Folder or URL (s3://bucket/prefix) of the store to be.")
 @_study_options
-def plan(study: Path, store: str, overrides: tuple[str, ...], tokens: int | None) -> None:
-    """Show what capturing STUDY would read, write and cost, and whether it fits."""
+@click.option(
+    "--outline",
+    is_flag=True,
+    help="Draw no samples: reckon from STUDY and the model's measures alone.",
+)
+def plan(
+    study: Path, store: str, overrides: tuple[str, ...], tokens: int | None, *, outline: bool
+) -> None:
+    """Show what capturing STUDY would read, write and cost, and whether it fits.
+
+    Where the hub would be needed and cannot be asked, it is reckoned as with --outline.
+    """
     settings = _read_study(study, overrides, tokens)
     from ray_app.commands import capture
 
-    capture.plan(settings, store)
+    capture.plan(settings, store, outline=outline)
 
 
 @cli.command()

@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from ray_app.hub import why_unreachable
+from ray_app.hub import OutOfReachError, why_unreachable
 from ray_app.models.architecture import Modality
 from ray_app.places import find_files, resolve_path
 from ray_app.study import Condition, StudyError, TaskSettings
@@ -260,7 +260,7 @@ def _load(name: str, task: TaskSettings) -> Any:
     except Exception as error:
         # datasets raises whatever its builders, fsspec, the hub client or the network raise.
         if unreachable is not None:
-            raise StudyError(
+            raise OutOfReachError(
                 f"tasks.{name}: dataset {task.dataset!r} is no folder here and not in the local "
                 f"cache, and the hub cannot be asked for it ({unreachable}): check the name and "
                 "the network, or load local files with dataset: json, parquet or text."

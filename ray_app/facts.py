@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ray_app.hub import OutOfReachError
 from ray_app.models.architecture import Architecture
-from ray_app.models.loading import ModelFiles, load_architecture, locate_model
-from ray_app.models.parts import find_parts, whole_parts
+from ray_app.models.loading import ModelFiles, load_architecture, load_shape, locate_model
+from ray_app.models.parts import ModelParts, find_parts, whole_parts
 from ray_app.models.quantization import check_quantizable
 from ray_app.models.sites import SiteLocation, find_sites, layer_prefixes
-from ray_app.models.sizes import PartSizes, measure_parts
+from ray_app.models.sizes import PartSizes, count_parts, measure_parts
 from ray_app.study import CoactivationSettings, Study, StudyError
 
-__all__ = ["ModelFacts", "inspect_model"]
+__all__ = ["ModelFacts", "inspect_model", "outline_model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,13 @@ class ModelFacts:
     """Sites that the study captures."""
     sizes: PartSizes
     """Bytes of its parts."""
+    counts: PartSizes
+    """Numbers of weights of its parts."""
+
+    @property
+    def is_outlined(self) -> bool:
+        """Whether it is known from the study alone."""
+        return self.files.fingerprint == "shape"
 
     @property
     def num_layers(self) -> int:
@@ -45,20 +53,44 @@ def inspect_model(study: Study) -> ModelFacts:
 
     Raises:
         ModelError: if the model is not there or its structure is not recognised.
+        OutOfReachError: if it could only be on the hub, which cannot be asked.
         StudyError: if layers, lengths or tasks do not fit the model.
     """
     files = locate_model(study.model)
-    architecture = load_architecture(study.model, files)
+    return _facts(study, files, load_architecture(study.model, files))
+
+
+def outline_model(study: Study) -> ModelFacts:
+    """The same, from the study's `model.shape` where the hub cannot be asked.
+
+    Raises:
+        OutOfReachError: if the study does not say the shape.
+        ModelError, StudyError: as `inspect_model`.
+    """
+    try:
+        return inspect_model(study)
+    except OutOfReachError as error:
+        if (known := load_shape(study.model)) is None:
+            raise OutOfReachError(
+                f"{str(error).rstrip('.')}; to plan without it, give the model's measures as "
+                "model.shape."
+            ) from error
+    return _facts(study, *known)
+
+
+def _facts(study: Study, files: ModelFiles, architecture: Architecture) -> ModelFacts:
     model = architecture.skeleton()
     by_hand = {str(site): pattern for site, pattern in study.model.site_modules.items()}
     sites = find_sites(model, architecture, by_hand=by_hand)
     check_quantizable(model, sites, study.model)
+    parts = _parts(study, architecture)
     facts = ModelFacts(
         files=files,
         architecture=architecture,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         sites=tuple(sites),
-        sizes=_sizes(study, architecture),
+        sizes=measure_parts(model, parts, study.model),
+        counts=count_parts(model, parts),
     )
     _check_modality(study, architecture)
     _check_against_model(study, architecture)
@@ -90,13 +122,11 @@ def _check_captured(
                 )
 
 
-def _sizes(study: Study, architecture: Architecture) -> PartSizes:
+def _parts(study: Study, architecture: Architecture) -> ModelParts:
     model = architecture.skeleton()
     if study.resources.stages == 1:
-        parts = whole_parts(layer_prefixes(model, architecture.num_layers), architecture)
-    else:
-        parts = find_parts(architecture.skeleton(), architecture)
-    return measure_parts(model, parts, study.model)
+        return whole_parts(layer_prefixes(model, architecture.num_layers), architecture)
+    return find_parts(model, architecture)
 
 
 def _check_against_model(study: Study, model: Architecture) -> None:

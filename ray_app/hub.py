@@ -13,9 +13,15 @@ from functools import cache
 
 from huggingface_hub import constants
 
-__all__ = ["why_unreachable"]
+from storage import ActlakeError
+
+__all__ = ["OutOfReachError", "why_unreachable"]
 
 _TIMEOUT_SECONDS = 10.0
+
+
+class OutOfReachError(ActlakeError):
+    """Something is not on this machine, and the hub that may have it cannot be asked."""
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import psutil
@@ -11,17 +11,21 @@ import torch
 from ray_app.capture.top import BLOCK_ROWS
 from ray_app.facts import ModelFacts
 from ray_app.models.sites import SiteLocation
-from ray_app.study import CaptureSettings, Study, ValuesSettings
+from ray_app.study import CaptureSettings, GpuName, Study, ValuesSettings
 from storage import ActlakeError
 
 __all__ = [
+    "GPUS",
+    "Gpu",
     "Node",
     "Placement",
     "PlanError",
     "gib",
+    "host_bytes",
     "local_nodes",
     "num_pairs",
     "place",
+    "planned_nodes",
     "stage_bytes",
     "stage_ranges",
 ]
@@ -84,6 +88,41 @@ class Placement:
     """CPU threads of each stage."""
     gpus_per_stage: int
     """GPUs of each stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What a maker says of a GPU."""
+
+    memory: int
+    """Bytes."""
+    tflops_half: float
+    """Dense teraflops in float16 and bfloat16, summed in float32."""
+    tflops_float32: float
+    """Teraflops in float32, as torch computes it by default."""
+
+
+GPUS: dict[GpuName, Gpu] = {
+    "T4": Gpu(16 << 30, 65, 8.1),
+    "V100": Gpu(32 << 30, 125, 15.7),
+    "A10G": Gpu(24 << 30, 70, 31.5),
+    "L4": Gpu(24 << 30, 121, 30.3),
+    "L40S": Gpu(48 << 30, 362, 91.6),
+    "RTX-3090": Gpu(24 << 30, 71, 35.6),
+    "RTX-4090": Gpu(24 << 30, 165, 82.6),
+    "A100-40GB": Gpu(40 << 30, 312, 19.5),
+    "A100-80GB": Gpu(80 << 30, 312, 19.5),
+    "H100": Gpu(80 << 30, 989, 67),
+}
+"""From the makers' data sheets."""
+
+
+def planned_nodes(study: Study) -> list[Node]:
+    """The machine of this process, with the GPUs that the study says plans reckon with."""
+    nodes = local_nodes()
+    if study.resources.gpu is None:
+        return nodes
+    return [replace(node, gpu_memory=GPUS[study.resources.gpu].memory) for node in nodes]
 
 
 def local_nodes() -> list[Node]:
@@ -200,10 +239,28 @@ def stage_bytes(
         total += min(rows, BLOCK_ROWS) * 2 * widest * _MERGED_BYTES
     if layers.stop == model.num_layers:
         total += rows * model.architecture.num_outputs * (itemsize + 1)
-    held, pairs = num_stages + 1, num_pairs(study.capture, sites)
-    total += held * pairs * _PAIR_BYTES[0]
+    total += (num_stages + 1) * num_pairs(study.capture, sites) * _PAIR_BYTES[0]
     if study.resources.gpus_per_stage:
         return total
+    return total + host_bytes(
+        study, model, layers, num_stages=num_stages, shard_samples=shard_samples
+    )
+
+
+def host_bytes(
+    study: Study,
+    model: ModelFacts,
+    layers: range,
+    *,
+    num_stages: int = 1,
+    shard_samples: int | None = None,
+) -> int:
+    """Main memory that a stage takes beside what lies where it computes; as `stage_bytes`."""
+    sites = [site for site in model.sites if site.layer in layers]
+    num_neurons = sum(site.width for site in sites)
+    held, pairs = num_stages + 1, num_pairs(study.capture, sites)
+    # On their way to a GPU, weights pass through main memory.
+    total = model.sizes.of_stage(layers) if study.resources.gpus_per_stage else 0
     if shard_samples is None:
         shortest = model.architecture.num_probed if _reads_images(model) else _SHORT
         shard_samples = study.capture.shard_tokens // shortest + 1

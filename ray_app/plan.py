@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import psutil
@@ -13,8 +14,16 @@ import pyarrow.compute as pc
 from ray_app.capture.shards import PlannedShard
 from ray_app.encoders import open_encoder
 from ray_app.facts import ModelFacts, inspect_model
+from ray_app.hours import Hours, estimate_hours
 from ray_app.kept import Kept, Work, kept_things, within_budget
-from ray_app.placement import PlanError, gib, local_nodes, stage_bytes, stage_ranges
+from ray_app.placement import (
+    PlanError,
+    gib,
+    host_bytes,
+    planned_nodes,
+    stage_bytes,
+    stage_ranges,
+)
 from ray_app.sampling import TaskDraw, draw_task, open_all_documents
 from ray_app.study import CaptureSettings, Study, StudyError
 from storage import SCHEMA_VERSION, FileRecord
@@ -24,12 +33,26 @@ __all__ = [
     "ModelFacts",
     "Plan",
     "PlanError",
+    "StageCosts",
     "check_fits",
     "gib",
     "identity_of",
     "inspect_model",
     "make_plan",
+    "outline_plan",
 ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageCosts:
+    """What the actor of one stage takes."""
+
+    layers: range
+    """Its layers."""
+    num_bytes: int
+    """Memory where it computes, estimated: of its GPUs, or main memory."""
+    host_bytes: int
+    """Main memory, estimated; the same if it computes on CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +61,10 @@ class Costs:
 
     kept: tuple[Kept, ...]
     """What is written, thing by thing."""
-    stage_bytes: tuple[int, ...]
-    """Memory of each stage of one replica, estimated."""
+    stages: tuple[StageCosts, ...]
+    """The stages of one replica."""
+    hours: Hours
+    """How long it takes, roughly."""
     replicas: int
     """Number of replicas."""
     free_disk: int | None
@@ -58,9 +83,9 @@ class Costs:
         return sum(thing.num_bytes for thing in self.kept)
 
     @property
-    def actor_bytes(self) -> int:
-        """Memory of the largest stage."""
-        return max(self.stage_bytes)
+    def host_bytes(self) -> int:
+        """Main memory of all stages of all replicas."""
+        return self.replicas * sum(stage.host_bytes for stage in self.stages)
 
 
 @dataclass(slots=True)
@@ -75,6 +100,8 @@ class Plan:
     """What each task yielded."""
     shards: list[PlannedShard] = field(default_factory=list)
     """All shards, task by task."""
+    why_outlined: str | None = None
+    """Why no samples were drawn, so that counts are reckoned; None if they were."""
 
     def notes(self) -> Iterator[str]:
         """What the study asks for and its documents do not give."""
@@ -113,14 +140,13 @@ class Plan:
             PlanError: as `kept`.
         """
         study = self.study.model_copy(update={"capture": self.kept()})
-        cut = self._cut()
-        samples = max((shard.num_samples for shard in self.shards), default=0)
+        nodes = planned_nodes(study)
+        cut = stage_ranges(self.study, self.model, nodes)
+        tokens = sum(shard.num_tokens for shard in self.shards)
         return Costs(
             kept=tuple(kept_things(study.capture, self._work(len(cut)))),
-            stage_bytes=tuple(
-                stage_bytes(study, self.model, layers, num_stages=len(cut), shard_samples=samples)
-                for layers in cut
-            ),
+            stages=tuple(self._stage_costs(study, layers, len(cut)) for layers in cut),
+            hours=estimate_hours(study, self.model, cut, nodes, tokens),
             replicas=self.study.resources.replicas,
             free_disk=free_bytes,
             available_memory=psutil.virtual_memory().available,
@@ -134,8 +160,13 @@ class Plan:
             num_stages=num_stages,
         )
 
-    def _cut(self) -> tuple[range, ...]:
-        return stage_ranges(self.study, self.model, local_nodes())
+    def _stage_costs(self, study: Study, layers: range, num_stages: int) -> StageCosts:
+        samples = max((shard.num_samples for shard in self.shards), default=0)
+        sizes = {"num_stages": num_stages, "shard_samples": samples}
+        num_bytes = stage_bytes(study, self.model, layers, **sizes)
+        on_gpu = study.resources.gpus_per_stage > 0
+        beside = host_bytes(study, self.model, layers, **sizes) if on_gpu else num_bytes
+        return StageCosts(layers=layers, num_bytes=num_bytes, host_bytes=beside)
 
 
 def make_plan(
@@ -177,6 +208,37 @@ def make_plan(
     return plan
 
 
+def outline_plan(study: Study, model: ModelFacts, why: str) -> Plan:
+    """A plan without samples, from what the study asks for.
+
+    Samples are taken to be as long as they may be. Texts are shorter in truth, so that their shards
+    are closed earlier, by up to the length of a sample: such shards are reckoned with. Images are
+    all of one length; their bytes are not known.
+
+    Args:
+        study: the study.
+        model: from `outline_model`.
+        why: why no samples are drawn.
+    """
+    plan = Plan(study, model, why_outlined=why)
+    is_text = model.architecture.modality == "language"
+    longest = study.capture.max_length if is_text else model.architecture.num_probed
+    # What a shard surely holds: whole images, or texts until none as long as allowed fits.
+    shard_tokens = study.capture.shard_tokens
+    room = shard_tokens - longest + 1 if is_text else shard_tokens // longest * longest
+    for name in study.tasks:
+        num_samples = ceil(study.tokens_of(name) / longest)
+        num_tokens = study.tokens_of(name) if is_text else num_samples * longest
+        plan.tasks[name] = TaskDraw(
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            num_counted=num_tokens,
+            num_shards=min(num_samples, ceil(num_tokens / max(room, longest))),
+        )
+        plan.shards += _even_shards(name, plan.tasks[name], study.capture.batch_tokens)
+    return plan
+
+
 def check_fits(costs: Costs) -> None:
     """Refuse a plan that this machine cannot carry out.
 
@@ -189,7 +251,7 @@ def check_fits(costs: Costs) -> None:
             "free where the store is: choose another store, or lower capture.tokens or the number "
             "of layers, or raise capture.shard_tokens."
         )
-    needed = sum(costs.stage_bytes) * costs.replicas
+    needed = costs.host_bytes
     # On a cluster it is not this machine that carries the model; `place` looks at those that do.
     if needed > costs.available_memory and "RAY_ADDRESS" not in os.environ:
         raise PlanError(
@@ -216,7 +278,7 @@ def identity_of(study: Study, model: ModelFacts) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "seed": study.seed,
-        "model": study.model.model_dump(mode="json", exclude_defaults=True)
+        "model": study.model.model_dump(mode="json", exclude_defaults=True, exclude={"shape"})
         | {"fingerprint": model.files.fingerprint},
         "tasks": {
             name: task.model_dump(
@@ -244,6 +306,24 @@ def _planned(task: str, shard: int, table: pa.Table, record: FileRecord) -> Plan
         num_batches=pc.max(table["batch"]).as_py() + 1,
         samples=record,
     )
+
+
+def _even_shards(task: str, draw: TaskDraw, batch_tokens: int) -> Iterator[PlannedShard]:
+    """Shards that share a task's samples and tokens evenly."""
+    for shard in range(draw.num_shards):
+        samples, tokens = (
+            count * (shard + 1) // draw.num_shards - count * shard // draw.num_shards
+            for count in (draw.num_samples, draw.num_tokens)
+        )
+        yield PlannedShard(
+            task=task,
+            shard=shard,
+            num_samples=samples,
+            num_tokens=tokens,
+            num_counted=tokens,
+            num_batches=ceil(tokens / batch_tokens),
+            samples=_NOT_WRITTEN,
+        )
 
 
 def _require_samples(name: str, study: Study, draw: TaskDraw) -> None:

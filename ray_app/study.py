@@ -17,7 +17,9 @@ __all__ = [
     "CaptureSettings",
     "CoactivationSettings",
     "EvaluationSettings",
+    "GpuName",
     "ModelSettings",
+    "ModelShape",
     "Pooling",
     "ResourceSettings",
     "Study",
@@ -29,6 +31,9 @@ __all__ = [
 
 Pooling = Literal["max", "mean"]
 Scalar = str | int | float | bool
+GpuName = Literal[
+    "T4", "V100", "A10G", "L4", "L40S", "RTX-3090", "RTX-4090", "A100-40GB", "A100-80GB", "H100"
+]  # fmt: skip
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$", max_length=64)]
 
 
@@ -38,6 +43,37 @@ class StudyError(ActlakeError):
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelShape(_Settings):
+    """What the model's config.json says, so that `actlake plan` can do without the hub.
+
+    Keys are named as there; what is not given is as transformers has it for the model type. A
+    capture reads the model's own configuration, and is refused if that says otherwise.
+    """
+
+    model_type: str = Field(description="Kind of model in transformers: mistral, llama, vit.")
+    num_hidden_layers: int = Field(ge=1, description="Layers.")
+    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
+    intermediate_size: int | None = Field(None, ge=1, description="MLP neurons of a layer.")
+    num_attention_heads: int = Field(ge=1, description="Attention heads of a layer.")
+    num_key_value_heads: int | None = Field(
+        None, ge=1, description="Heads whose keys and values are shared by the others."
+    )
+    vocab_size: int | None = Field(None, ge=1, description="Tokens that a language model knows.")
+    max_position_embeddings: int | None = Field(
+        None, ge=1, description="Longest sample of a language model, in tokens."
+    )
+    tie_word_embeddings: bool | None = Field(
+        None, description="Whether the head has the weights of the embedding."
+    )
+    image_size: int | None = Field(None, ge=1, description="Height and width of images, in pixels.")
+    patch_size: int | None = Field(None, ge=1, description="Height and width of patches.")
+    num_labels: int | None = Field(None, ge=1, description="Classes of a vision transformer.")
+
+    def given(self) -> dict[str, Any]:
+        """The keys that are given, but for the model type."""
+        return self.model_dump(exclude_none=True, exclude={"model_type"})
 
 
 class ModelSettings(_Settings):
@@ -62,6 +98,9 @@ class ModelSettings(_Settings):
     quantization: Literal["none", "int8", "int4"] = Field(
         "none",
         description="8-bit or 4-bit linear maps by bitsandbytes; the output head keeps its dtype.",
+    )
+    shape: ModelShape | None = Field(
+        None, description="Its measures, for plans where the hub is out of reach."
     )
     site_modules: dict[Site, str] = Field(
         default_factory=dict,
@@ -398,6 +437,17 @@ class ResourceSettings(_Settings):
     )
     replicas: int = Field(1, ge=1, description="Copies of the whole model that work in parallel.")
     gpus_per_stage: int = Field(0, ge=0, description="GPUs of each stage; 0 computes on CPUs.")
+    gpu: GpuName | None = Field(
+        None,
+        description="The GPU that plans reckon with, for its memory and speed; those of this "
+        "machine if not given. Changes no capture.",
+    )
+    tflops: float | None = Field(
+        None,
+        gt=0,
+        description="Teraflops that each stage really reaches, for the hours of a plan. If not "
+        "given, a share of what the GPU's maker says (docs/plan.md), or 0.07 for each CPU core.",
+    )
     cpus_per_stage: int | None = Field(
         None,
         ge=1,

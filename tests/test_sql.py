@@ -33,7 +33,7 @@ EXAMPLES = {
 }  # fmt: skip
 """Values of parameters that are not text."""
 
-PARTS = {"site": "'mlp'", "analysis": "'a'"}
+PARTS = {"site": "'mlp'", "analysis": "'a'", "metrics": "abs", "order": ""}
 """SQL that analysis puts into its files."""
 
 
@@ -49,11 +49,13 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
     (root / "runs").mkdir()
     connection = open_store(root).connect()
     steps = Steps(connection, lambda step: None)
-    columns = {
-        "metric": pa.string(), "site": pa.string(), "fraction": pa.float64(), "layer": pa.int16(),
-        "correlation": pa.float64(), "p_value": pa.float64(), "num_permutations": pa.int64(),
-    }  # fmt: skip
-    steps.give("mantel", pa.schema(columns).empty_table())  # Made by NumPy, not by SQL.
+    # These are made by NumPy, not by SQL.
+    keys = {"metric": pa.string(), "site": pa.string(), "layer": pa.int16()}
+    mantel = {"fraction": pa.float64(), "correlation": pa.float64(), "p_value": pa.float64()}
+    columns = keys | mantel | {"num_permutations": pa.int64()}
+    steps.give("mantel", pa.schema(columns).empty_table())
+    columns = keys | {"task": pa.string(), "correlation": pa.float64()}
+    steps.give("drift_correlations", pa.schema(columns).empty_table())
     return connection
 
 

@@ -2,7 +2,6 @@
 -- purpose: How strongly each neuron takes part in each task, by the metrics asked for.
 -- param: run - id of the run
 -- param: sites - sites to analyse
--- param: metrics - abs, rms, std, sqrt, freq, mean, rand
 -- param: seed - seed of the metric rand
 -- grain: one row per (task, metric, site, layer, neuron)
 with
@@ -30,16 +29,15 @@ by_metric as (
         sqrt,
         freq,
         mean,
-        case when list_contains($metrics, 'rand') then
-            sqrt(-2 * ln((md5_number_upper(key)::double + 1) / 18446744073709551617.0))
-            * cos(2 * pi() * md5_number_lower(key)::double / 18446744073709551616.0)
-        end as rand
+        sqrt(-2 * ln((md5_number_upper(key)::double + 1) / 18446744073709551617.0))
+        * cos(2 * pi() * md5_number_lower(key)::double / 18446744073709551616.0) as rand
     from digests
 ),
 
+-- What is not among the metrics asked for is not computed.
 long as (
     unpivot by_metric
-    on abs, rms, std, sqrt, freq, mean, rand
+    on {metrics}
     into name metric value importance
 )
 
@@ -53,5 +51,4 @@ select
     head,
     importance
 from long
-where list_contains($metrics, metric)
-order by metric, task, site, layer, neuron
+{order}

@@ -35,4 +35,4 @@ select
 from computed_importance as i
 join reference as r using (metric, site, layer, neuron)
 where i.task <> $reference
-order by i.metric, i.task, i.site, i.layer, i.neuron
+{order}

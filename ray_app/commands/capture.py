@@ -11,10 +11,19 @@ from ray_app.actors import cluster_nodes, ray_session, ray_workers
 from ray_app.capture import driver
 from ray_app.capture.quarantine import Quarantine
 from ray_app.commands.plan_view import plan_lines
+from ray_app.facts import outline_model
+from ray_app.hub import OutOfReachError, why_unreachable
 from ray_app.lock import drive_alone
 from ray_app.models.loading import quiet_transformers
 from ray_app.placement import place
-from ray_app.plan import ModelFacts, check_fits, inspect_model, make_plan
+from ray_app.plan import (
+    ModelFacts,
+    Plan,
+    check_fits,
+    inspect_model,
+    make_plan,
+    outline_plan,
+)
 from ray_app.progress import open_progress
 from ray_app.run import Run, begin_run, find_run
 from ray_app.study import Study
@@ -25,15 +34,33 @@ _WIDTH_WITHOUT_TERMINAL = 120
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def plan(study: Study, store: str) -> None:
-    """Print the plan of a study; refuse one that does not fit."""
+def plan(study: Study, store: str, *, outline: bool = False) -> None:
+    """Print the plan of a study; refuse one that does not fit.
+
+    Args:
+        study: the study.
+        store: where the store is or will be.
+        outline: draw no samples.
+    """
     _prepare()
-    made = make_plan(study, inspect_model(study), on_task=_say_task)
+    made = _outlined(study, "--outline was given") if outline else _planned(study)
     costs = made.costs(StoreFiles(store).free_bytes())
     width = shutil.get_terminal_size((_WIDTH_WITHOUT_TERMINAL, 24)).columns
     for line in plan_lines(made, costs, width):
         click.echo(line)
     check_fits(costs)
+
+
+def _planned(study: Study) -> Plan:
+    """A plan with its samples, or without them if the hub that has them cannot be asked."""
+    try:
+        return make_plan(study, inspect_model(study), on_task=_say_task)
+    except OutOfReachError:
+        return _outlined(study, f"the hub cannot be asked ({why_unreachable()})")
+
+
+def _outlined(study: Study, why: str) -> Plan:
+    return outline_plan(study, outline_model(study), why)
 
 
 def capture(study: Study, store_path: str, *, new_run: bool) -> Run:

@@ -9,15 +9,21 @@ from pathlib import Path
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
 
-from ray_app.hub import why_unreachable
+from ray_app.hub import OutOfReachError, why_unreachable
 from ray_app.models.architecture import Architecture
 from ray_app.models.errors import ModelError
 from ray_app.models.gguf import unpack_gguf
 from ray_app.models.parts import StageModel, find_parts, whole_parts
 from ray_app.models.sites import layer_prefixes
 from ray_app.models.timm_models import locate_timm, timm_name, timm_transformer
-from ray_app.models.transformers_models import CausalModel, ImageClassifier, reads_images
+from ray_app.models.transformers_models import (
+    CausalModel,
+    ImageClassifier,
+    blank_processor,
+    reads_images,
+)
 from ray_app.models.weights import read_tensors
 from ray_app.places import resolve_path
 from ray_app.study import ModelSettings
@@ -28,6 +34,7 @@ __all__ = [
     "load_architecture",
     "load_config",
     "load_model",
+    "load_shape",
     "load_stage",
     "load_tokenizer",
     "locate_model",
@@ -61,6 +68,7 @@ def locate_model(settings: ModelSettings) -> ModelFiles:
 
     Raises:
         ModelError: if there is no such folder, file or hub model.
+        OutOfReachError: if it could only be on the hub, which cannot be asked.
     """
     if settings.source.startswith("timm:"):
         return ModelFiles(name=settings.source, fingerprint=locate_timm(settings))
@@ -92,7 +100,7 @@ def load_config(settings: ModelSettings, files: ModelFiles) -> transformers.PreT
     """The model's configuration, with the attention implementation of the study.
 
     Raises:
-        ModelError: if it cannot be read.
+        ModelError: if it cannot be read, or says otherwise than the study's `model.shape`.
     """
     try:
         config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
@@ -102,6 +110,13 @@ def load_config(settings: ModelSettings, files: ModelFiles) -> transformers.PreT
         )
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("configuration", settings, error) from error
+    if settings.shape is not None:
+        for key, value in settings.shape.model_dump(exclude_none=True).items():
+            if (found := getattr(config, key, None)) != value:
+                raise ModelError(
+                    f"model.shape.{key} must be as the configuration of {settings.source!r} says, "
+                    f"which is {found!r}, found {value!r}: correct it, or leave model.shape out."
+                )
     return config
 
 
@@ -144,6 +159,36 @@ def load_architecture(settings: ModelSettings, files: ModelFiles) -> Architectur
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _cannot_load("image processor", settings, error) from error
     return ImageClassifier.of(config, processor)
+
+
+def load_shape(settings: ModelSettings) -> tuple[ModelFiles, Architecture] | None:
+    """What the model is, from the study alone; its files are not looked for.
+
+    Returns:
+        Its name with the fingerprint ``shape``, and what it is; None if neither `model.shape` nor
+        timm knows.
+
+    Raises:
+        ModelError: if its shape is of no kind that is captured.
+    """
+    files = ModelFiles(name=settings.source, fingerprint="shape")
+    if settings.source.startswith("timm:"):
+        return files, load_architecture(settings, files)
+    if settings.shape is None:
+        return None
+    try:
+        config = transformers.AutoConfig.for_model(
+            settings.shape.model_type,
+            attn_implementation=settings.attention,
+            **settings.shape.given(),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model.shape makes no configuration of transformers: {' '.join(str(error).split())}."
+        ) from error
+    if reads_images(config):
+        return files, ImageClassifier.of(config, blank_processor(config))
+    return files, CausalModel.of(config)
 
 
 def load_model(settings: ModelSettings, files: ModelFiles) -> nn.Module:
@@ -236,18 +281,18 @@ def _digest(paths: list[Path]) -> str:
 def _hub_commit(settings: ModelSettings) -> str:
     unreachable = why_unreachable()
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            settings.source, revision=settings.revision
-        )
+        transformers.AutoConfig.from_pretrained(settings.source, revision=settings.revision)
+        path = cached_file(settings.source, "config.json", revision=settings.revision)
     except (OSError, ValueError, KeyError) as error:
         if unreachable is not None:
-            raise ModelError(
+            raise OutOfReachError(
                 f"model.source {settings.source!r} is no folder or file here and not in the local "
                 f"cache, and the hub cannot be asked for it ({unreachable}): check the id and the "
                 "network, or give a local folder."
             ) from error
         raise _cannot_load("configuration", settings, error) from error
-    return f"hub:{config._commit_hash or settings.revision or 'unknown'}"
+    # .../snapshots/COMMIT/config.json
+    return f"hub:{Path(str(path)).parent.name}"
 
 
 def _cannot_load(part: str, settings: ModelSettings, error: Exception) -> ModelError:

@@ -1,6 +1,6 @@
 """How many bytes each part of a model takes, and where to cut it into stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,12 +11,12 @@ from ray_app.models.parts import ModelParts
 from ray_app.models.quantization import BYTES_PER_WEIGHT, quantized_weights
 from ray_app.study import ModelSettings
 
-__all__ = ["PartSizes", "balanced_cut", "measure_parts"]
+__all__ = ["PartSizes", "balanced_cut", "count_parts", "measure_parts"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSizes:
-    """Bytes of the weights of a model's parts, as they lie in memory."""
+    """Bytes of the weights of a model's parts, as they lie in memory; or numbers of weights."""
 
     layers: tuple[int, ...]
     """Of each layer."""
@@ -76,10 +76,18 @@ def measure_parts(model: nn.Module, parts: ModelParts, settings: ModelSettings) 
     """Measure the parts of a model whose weights may be absent (`Architecture.skeleton`)."""
     plain = getattr(torch, settings.dtype).itemsize
     quantized = quantized_weights(model, settings)
-    sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        width = BYTES_PER_WEIGHT[settings.quantization] if name in quantized else plain
-        sizes[name] = int(parameter.numel() * width)
+    narrow = BYTES_PER_WEIGHT[settings.quantization]
+    return _measured(model, parts, lambda name: narrow if name in quantized else plain)
+
+
+def count_parts(model: nn.Module, parts: ModelParts) -> PartSizes:
+    """Count the weights of a model's parts; arguments as `measure_parts`."""
+    return _measured(model, parts, lambda name: 1)
+
+
+def _measured(model: nn.Module, parts: ModelParts, width_of: Callable[[str], float]) -> PartSizes:
+    named = model.named_parameters(remove_duplicate=False)
+    sizes = {name: int(parameter.numel() * width_of(name)) for name, parameter in named}
 
     def total(modules: Sequence[str]) -> int:
         return sum(

@@ -13,7 +13,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from ray_app.hub import why_unreachable
+from ray_app.hub import OutOfReachError, why_unreachable
 from ray_app.models.architecture import ImageArchitecture, PatchGrid
 from ray_app.models.errors import ModelError
 from ray_app.models.images import ImageReader
@@ -44,6 +44,7 @@ def locate_timm(settings: ModelSettings) -> str:
 
     Raises:
         ModelError: if timm has no such model, or the hub no weights of it.
+        OutOfReachError: if the hub cannot be asked.
     """
     name = settings.source.removeprefix("timm:")
     if not timm.is_model(name.partition(".")[0]):
@@ -70,7 +71,8 @@ def locate_timm(settings: ModelSettings) -> str:
         )
     except (OSError, ValueError) as error:
         reason = unreachable or " ".join(str(error).split())[:300]
-        raise ModelError(
+        kind = ModelError if unreachable is None else OutOfReachError
+        raise kind(
             f"model.source {settings.source!r} is not in the local cache, and {repository} cannot "
             f"be read from the hub ({reason}): check model.revision and the network, or give a "
             "local folder."

@@ -17,7 +17,7 @@ from ray_app.models.sites import layer_prefixes
 from ray_app.models.weights import build_model, random_tensors, stored_tensors
 from ray_app.study import ModelSettings
 
-__all__ = ["CausalModel", "ImageClassifier", "reads_images"]
+__all__ = ["CausalModel", "ImageClassifier", "blank_processor", "reads_images"]
 
 _PROBE_LENGTH = 8
 _PREFIXES = {"deit": ("[CLS]", "[DIST]")}
@@ -31,6 +31,13 @@ def reads_images(config: transformers.PreTrainedConfig) -> bool:
         type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     )
+
+
+def blank_processor(config: Any) -> Callable[..., Any]:
+    """What stands for an image processor where only the shape of pixels matters."""
+    size = config.image_size
+    pixels = torch.zeros((1, getattr(config, "num_channels", 3), size, size))
+    return lambda **_: {"pixel_values": pixels}
 
 
 @dataclass(frozen=True, kw_only=True)

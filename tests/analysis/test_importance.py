@@ -100,8 +100,10 @@ def random_numbers(seed: int, tasks: list[str], neurons: int) -> np.ndarray:
         """,
         {"tasks": tasks, "neurons": neurons},
     )
-    params = {"run": "run", "sites": ["mlp"], "metrics": ["rand"], "seed": seed}
-    rows = connection.execute(load_query("analysis", "importance").text, params).fetchnumpy()
+    params = {"run": "run", "sites": ["mlp"], "seed": seed}
+    parts = {"metrics": "rand", "order": "order by task, neuron"}
+    query = load_query("analysis", "importance").text.format(**parts)
+    rows = connection.execute(query, params).fetchnumpy()
     return rows["importance"].reshape(len(tasks), neurons)
 
 

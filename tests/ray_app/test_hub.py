@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from huggingface_hub import constants
 
-from ray_app.hub import why_unreachable
-from ray_app.models.loading import ModelError, locate_model
+from ray_app.hub import OutOfReachError, why_unreachable
+from ray_app.models.loading import locate_model
 from ray_app.study import ModelSettings
 
 # Port 1 of this machine refuses every connection.
@@ -76,7 +76,7 @@ def test_a_model_that_only_the_hub_has_is_refused_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(OutOfReachError) as caught:
         locate_model(ModelSettings(source="nobody/nothing-7b"))
     assert str(caught.value) == (
         "model.source 'nobody/nothing-7b' is no folder or file here and not in the local cache, "

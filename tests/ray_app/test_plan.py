@@ -15,9 +15,20 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from ray_app.hours import Hours
 from ray_app.kept import Kept
 from ray_app.models.errors import ModelError
-from ray_app.plan import Costs, Plan, PlanError, check_fits, identity_of, inspect_model, make_plan
+from ray_app.plan import (
+    Costs,
+    Plan,
+    PlanError,
+    StageCosts,
+    check_fits,
+    identity_of,
+    inspect_model,
+    make_plan,
+    outline_plan,
+)
 from ray_app.study import Study, StudyError, load_study
 from storage import FileRecord
 
@@ -136,7 +147,10 @@ def costs() -> Costs:
     """Costs that fit."""
     return Costs(
         kept=(Kept(name="statistics", num_files=10, num_bytes=GIB, most_bytes=2 * GIB),),
-        stage_bytes=(GIB, 2 * GIB), replicas=2, free_disk=GIB,
+        stages=tuple(
+            StageCosts(layers=range(1), num_bytes=size, host_bytes=size) for size in (GIB, 2 * GIB)
+        ),
+        hours=Hours(capture=1.0, evaluation=1.0, assumption="none"), replicas=2, free_disk=GIB,
         available_memory=6 * GIB,
     )  # fmt: skip
 
@@ -302,3 +316,35 @@ def test_tasks_are_told_before_they_are_drawn_mixtures_last(
     told: list[str] = []
     make_plan(study, inspect_model(study), on_task=told.append)
     assert told == ["code", "numbers", "prose", "mixed"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"capture": {"tokens": 37, "max_length": 10}}])
+def test_an_outline_reckons_no_less_than_the_plan_takes(
+    write_study: Callable[..., Path], settings: dict[str, Any]
+) -> None:
+    study = load_study(write_study(**settings))
+    made, _ = plan(study)
+    outline = outline_plan(study, inspect_model(study), "told so")
+    assert outline.tasks.keys() == made.tasks.keys()
+    for name, draw in outline.tasks.items():
+        assert draw.num_counted == made.tasks[name].num_counted == study.tokens_of(name)
+        assert draw.num_shards >= made.tasks[name].num_shards
+        shards = [shard for shard in outline.shards if shard.task == name]
+        assert [shard.shard for shard in shards] == list(range(draw.num_shards))
+        assert sum(shard.num_tokens for shard in shards) == draw.num_tokens
+        assert sum(shard.num_samples for shard in shards) == draw.num_samples
+        assert all(shard.num_samples and shard.num_tokens for shard in shards)
+    assert list(outline.notes()) == []
+
+
+def test_an_outline_of_images_is_what_the_plan_is(
+    write_vision_study: Callable[..., Path],
+) -> None:
+    study = load_study(write_vision_study())
+    made = make_plan(study, inspect_model(study))
+    outline = outline_plan(study, inspect_model(study), "told so")
+    for name, draw in outline.tasks.items():
+        found = made.tasks[name]
+        assert (draw.num_samples, draw.num_tokens, draw.num_shards) == (
+            found.num_samples, found.num_tokens, found.num_shards,
+        )  # fmt: skip

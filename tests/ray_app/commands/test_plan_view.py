@@ -120,13 +120,22 @@ def test_a_task_that_ends_early_is_noted(made: Plan) -> None:
 
 
 def test_costs_are_told_with_what_there_is(made: Plan) -> None:
-    *_, model, store, inputs, statistics, top, memory = plan_lines(made, made.costs(5 << 30), 80)
+    shown = lines(made, 80)
+    start = next(i for i, line in enumerate(shown) if line.startswith("model "))
+    model, measures, _, inputs, statistics, top, memory, stage, *hours = shown[start:]
     assert model == ("model   LlamaForCausalLM, 2 layers, 45,728 parameters, 208 neurons captured")
-    assert store == "store   7 files, about 367.93 GiB; 5.00 GiB are free"
+    assert measures.startswith("        measures from its configuration, sha256:")
+    assert "store   7 files, about 367.93 GiB; no bound there" in shown
+    limited = list(plan_lines(made, made.costs(5 << 30), 80))
+    assert "store   7 files, about 367.93 GiB; 5.00 GiB are free" in limited
     kept = ["keeps", "inputs and tokens", "statistics", "top 5 activations"]
     assert [inputs[:5], *(line[21:] for line in (inputs, statistics, top))] == kept
-    assert memory.startswith("memory  1 replica(s) of 1 stage(s) of at most ")
-    assert "no bound there" in lines(made, 80)[-5]
+    assert memory.startswith("memory  1 replica(s) of 1 stage(s) need 1,001.")
+    assert stage.startswith("        stage 0: layers 0-1, 1,001.")
+    # Two tasks of 160 tokens are a small part of 20 thousand million.
+    assert hours[0].split()[0] == "hours"
+    assert float(hours[0].split()[1]) > 1e6 * float(hours[1].split()[0])
+    assert all(len(line) <= 80 for line in hours)
 
 
 def test_a_real_plan_shows_real_samples(write_study: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from ray_app.hub import OutOfReachError
 from ray_app.models import loading
 from ray_app.models.loading import ModelError, load_config, load_model, load_tokenizer, locate_model
 from ray_app.study import ModelSettings
@@ -51,7 +52,8 @@ def test_a_hub_that_does_not_answer_is_told_from_one_that_refuses(
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     monkeypatch.setattr(loading, "why_unreachable", lambda: unreachable)
-    with pytest.raises(ModelError, match=message):
+    error = ModelError if unreachable is None else OutOfReachError
+    with pytest.raises(error, match=message):
         locate_model(ModelSettings(source="some/model"))
 
 
