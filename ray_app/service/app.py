@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from ray_app.service.jobs import Action, JobDesk, Runner
@@ -43,13 +43,19 @@ Name = Annotated[str | None, Query(min_length=1, max_length=128)]
 Index = Annotated[int, InPath(ge=0, lt=2**31)]
 Layer = Annotated[int, InPath(ge=0, lt=2**15)]
 Fraction = Annotated[float | None, Query(gt=0, le=1)]
-Scalar = (
-    Annotated[str, Field(max_length=100_000)]
-    | bool
-    | Annotated[int, Field(ge=-(2**63), lt=2**63)]
-    | Annotated[float, Field(allow_inf_nan=False)]
-    | None
-)
+_LARGEST = 2**63
+
+
+def _exact(value: str | bool | int | float | None) -> str | bool | int | float | None:
+    """Refuse integers that DuckDB would have to round; FastAPI would make floats of them."""
+    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+        raise ValueError("an integer must have 64 bits: pass it as text and cast it in the query")
+    return value
+
+
+Scalar = Annotated[
+    str | bool | int | Annotated[float, Field(allow_inf_nan=False)] | None, AfterValidator(_exact)
+]
 
 
 class Problem(BaseModel):
