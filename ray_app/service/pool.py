@@ -101,7 +101,7 @@ class Pool:
             self._later(self._replace(process))
             raise QuestionError(
                 "too_large",
-                "the query ended its process, as taking too much memory does: ask for less at a time.",
+                "the query ended its process, as too much memory does: ask for less at a time.",
             ) from error
         return self._received(process, header, body)
 
