@@ -61,8 +61,8 @@ def _memory(made: Plan, costs: Costs) -> Iterator[str]:
     resources, num_stages = made.study.resources, len(costs.stages)
     per_stage = resources.gpus_per_stage
     yield (
-        f"memory  {costs.replicas} replica(s) of {num_stages} stage(s) need "
-        f"{gib(costs.host_bytes)} of main memory; {gib(costs.available_memory)} are available here"
+        f"memory  {costs.replicas} replica(s) of {num_stages} stage(s): {gib(costs.host_bytes)} of "
+        f"main memory, {gib(costs.available_memory)} free"
     )
     if per_stage:
         needed, there = per_stage * num_stages * costs.replicas, torch.cuda.device_count()
@@ -76,7 +76,7 @@ def _memory(made: Plan, costs: Costs) -> Iterator[str]:
                 _numbers((replica * num_stages + index) * per_stage, per_stage)
                 for replica in range(costs.replicas)
             )
-            line += f" on GPU {gpus} of the cluster, and {gib(stage.host_bytes)} of main memory"
+            line += f" of GPU {gpus}, {gib(stage.host_bytes)} of main memory"
         yield line
 
 
