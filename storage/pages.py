@@ -50,6 +50,9 @@ _Bytes = bytes | memoryview
 
 _LEVELS: _Field = _T_I32, _RLE
 
+_MOST_ROWS = 2**28
+"""Of a row group: the size of a page has 31 bits, and no column takes 8 bytes a row."""
+
 _CODES = np.arange(-128, 128, dtype=np.int32).tobytes()
 """The dictionary of every list of int8."""
 
@@ -95,17 +98,20 @@ class UnnestingWriter:
 
         Raises:
             ValueError: if lists of a row differ in length, a list has a null inside, a column that
-                may not be null is null, or lists are not of the type of the first batch.
+                may not be null is null, a column is of another type than the schema or the first
+                batch has, or there are too many rows for one page.
         """
+        lengths = _lengths(batch)
+        num_rows = int(lengths.sum())
+        if num_rows == 0:
+            return
+        if num_rows > _MOST_ROWS:
+            raise ValueError(f"a row group can have {_MOST_ROWS:,} rows, found {num_rows:,}")
         types = [_stored_type(batch[known.name], known) for known in self._schema]
         if self._types is None:
             self._types = types
         elif types != self._types:
             raise ValueError(f"all batches of a file must have one type, found {types}")
-        lengths = _lengths(batch)
-        num_rows = int(lengths.sum())
-        if num_rows == 0:
-            return
         start, size, chunks = self._offset, 0, []
         for known, dtype in zip(self._schema, types, strict=True):
             column = self._column(batch[known.name], known, dtype, lengths)
@@ -244,19 +250,21 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
     """(rows,) int64: how long the lists of each row are.
 
     Raises:
-        ValueError: if those of a row differ.
+        ValueError: if those of a row differ, or there are none.
     """
     found: np.ndarray | None = None
-    for rows in batch.columns:
+    for name, rows in zip(batch.schema.names, batch.columns, strict=True):
         if not pa.types.is_list(rows.type) or rows.null_count == len(rows):
             continue
-        lengths = rows.value_lengths().fill_null(-1).to_numpy().astype(np.int64)
+        if rows.null_count:
+            raise ValueError(f"lists of {name!r} must be all null or none, found some")
+        lengths = rows.value_lengths().to_numpy().astype(np.int64)
         if found is not None and not np.array_equal(found, lengths):
-            raise ValueError("lists of a row must be of one length, found several")
+            raise ValueError(f"lists of a row must be of one length, found others in {name!r}")
         found = lengths
-    if found is None or (found < 0).any():
-        raise ValueError("each row must have a list, found one that has none")
-    return found
+    if found is None and batch.num_rows:
+        raise ValueError("a row must have a list, found none")
+    return np.empty(0, dtype=np.int64) if found is None else found
 
 
 def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray) -> _Column:
@@ -271,7 +279,9 @@ def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.n
         return _Column(dtype, _PLAIN, total, parts)
     stored = _STORED.get(dtype, dtype.to_pandas_dtype())
     values = rows.filter(pa.array(there)).to_numpy().astype(stored, copy=False)
-    distinct, indices = np.unique(values, return_inverse=True)
+    # By their bits, which tell -0 from 0. Bounds are of integers alone.
+    bits = values.view(np.int32) if dtype == pa.float32() else values
+    distinct, indices = np.unique(bits, return_inverse=True)
     width = max(1, int(len(distinct) - 1).bit_length())
     parts.append(bytes((width,)) + _runs(indices, lengths[there], (width + 7) // 8))
     bounds = distinct[0].tobytes(), distinct[-1].tobytes()
@@ -310,9 +320,17 @@ def _bytes(values: np.ndarray) -> memoryview:
 
 
 def _stored_type(rows: pa.Array, known: pa.Field) -> pa.DataType:
-    """Type of a column's values; that of the schema if it is repeated or null."""
-    is_list = pa.types.is_list(rows.type) and rows.null_count < len(rows)
-    return rows.type.value_type if is_list else known.type
+    """Type of a column's values; that of the schema but for lists of half precision.
+
+    Raises:
+        ValueError: if the column has another.
+    """
+    is_list = pa.types.is_list(rows.type)
+    found = rows.type.value_type if is_list else rows.type
+    half = is_list and known.type == pa.float32() and found == pa.float16()
+    if found != known.type and not half:
+        raise ValueError(f"column {known.name!r} must be of {known.type}, found {rows.type}")
+    return known.type if rows.null_count == len(rows) else found
 
 
 def _element(known: pa.Field, dtype: pa.DataType) -> bytes:

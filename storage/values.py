@@ -112,7 +112,7 @@ def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.Record
     """What `storage.pages` makes one file of that has the rows of several: for compaction.
 
     Every value, scale and bound keeps its bits; rows of a neuron come together, which makes them
-    few row groups. One row group of each file is held at once.
+    few row groups. One row group of each file is held at once, and what is waiting to be written.
 
     Args:
         files: the store's files.
@@ -121,20 +121,28 @@ def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.Record
     Raises:
         DamagedFileError: if a file cannot be read.
     """
-    waiting: list[pa.Table] = []
-    longest = 0
     # Shards of which no position was drawn have files without rows.
     held = [path for path in paths if files.num_rows(path)]
+    waiting: list[pa.Table] = []
+    num_waiting = longest = 0
     for neuron in zip(*(_by_neuron(files, path) for path in held), strict=True):
-        lists = pa.concat_tables(map(_as_lists, neuron)).sort_by("block")
-        longest = max(longest, *pc.list_value_length(lists["sample"]).to_pylist())
-        waiting.append(lists)
-        while sum(table.num_rows for table in waiting) >= (step := neurons_in_group(longest)):
-            table = pa.concat_tables(waiting)
-            yield _batch(table.slice(0, step))
-            waiting = [table.slice(step)]
-    if any(table.num_rows for table in waiting):
-        yield _batch(pa.concat_tables(waiting))
+        waiting += neuron
+        for lists in neuron:
+            num_waiting += lists.num_rows
+            longest = max(longest, pc.max(pc.list_value_length(lists["sample"])).as_py())
+        step = neurons_in_group(longest)
+        if num_waiting >= step:
+            table = _in_order(waiting)
+            whole = num_waiting - num_waiting % step
+            for start in range(0, whole, step):
+                yield _batch(table.slice(start, step))
+            waiting, num_waiting = [table.slice(whole)], num_waiting - whole
+    if num_waiting:
+        yield _batch(_in_order(waiting))
+
+
+def _in_order(lists: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(lists).sort_by([("neuron", "ascending"), ("block", "ascending")])
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
@@ -142,8 +150,8 @@ def _batch(table: pa.Table) -> pa.RecordBatch:
 
 
 def _as_lists(rows: pa.Table) -> pa.Table:
-    """The rows of one neuron as a row with lists for each of its blocks."""
-    starts = np.append(_changes(rows["block"]), rows.num_rows)
+    """Rows as one row with lists for each neuron and block."""
+    starts = np.append(_changes(rows["neuron"], rows["block"]), rows.num_rows)
     offsets = pa.array(starts.astype(np.int32))
     columns = {}
     for name in rows.column_names:
@@ -155,24 +163,25 @@ def _as_lists(rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _changes(column: pa.ChunkedArray) -> np.ndarray:
-    """Where a column begins, and where it differs from the row before."""
-    values = column.to_numpy()
-    return np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+def _changes(*columns: pa.ChunkedArray) -> np.ndarray:
+    """Where columns begin, and where one of them differs from the row before."""
+    arrays = [column.to_numpy() for column in columns]
+    changed = [np.diff(values, prepend=values[:1] - 1) != 0 for values in arrays]
+    return np.flatnonzero(np.logical_or.reduce(changed))
 
 
 def _by_neuron(files: "StoreFiles", path: str) -> Iterator[pa.Table]:
-    """The rows of each neuron of a file, neuron by neuron."""
+    """The lists of each neuron of a file, neuron by neuron."""
     num_groups = files.parquet(path, lambda file: file.num_row_groups)
     left: pa.Table | None = None
     for group in range(num_groups):
-        table = files.parquet(path, lambda file: file.read_row_group(group))  # noqa: B023
+        lists = _as_lists(files.parquet(path, lambda file: file.read_row_group(group)))  # noqa: B023
         if left is not None:
-            table = pa.concat_tables([left, table])
-        starts = _changes(table["neuron"])
+            lists = pa.concat_tables([left, lists])
+        starts = _changes(lists["neuron"])
         # More rows of the last neuron may follow.
         for first, stop in pairwise(starts.tolist()):
-            yield table.slice(first, stop - first)
-        left = table.slice(int(starts[-1]))
+            yield lists.slice(first, stop - first)
+        left = lists.slice(int(starts[-1]))
     if left is not None:
         yield left

@@ -23,7 +23,7 @@ ELEMENTS = {"int8": pa.int8(), "float16": pa.float16(), "float32": pa.float32()}
 
 
 def batch(
-    lists: pa.Array, *, first: int = 0, heads: list[int | None] | None = None, block: int = 7
+    lists: pa.Array, *, first: int = 0, heads: list[int | None] | None = None, sample: int = 3
 ) -> pa.RecordBatch:
     """Lists of table values, each of another neuron."""
     rows = len(lists)
@@ -32,10 +32,10 @@ def batch(
     return pa.record_batch(
         {
             "error_bound": pa.array(np.linspace(0, 1, rows, dtype=np.float32)),
-            "block": pa.array(np.full(rows, block, np.int32)),
+            "block": pa.array(np.full(rows, 7, np.int32)),
             "neuron": pa.array(np.arange(first, first + rows, dtype=np.int32)),
             "head": pa.array([None] * rows if heads is None else heads, pa.int16()),
-            "sample": pa.array([[3] * n for n in lengths], pa.list_(pa.int32())),
+            "sample": pa.array([[sample] * n for n in lengths], pa.list_(pa.int32())),
             "position": pa.array([list(range(n)) for n in lengths], pa.list_(pa.int32())),
             "value": pa.nulls(rows, pa.float32()) if is_code else lists,
             "code": lists if is_code else pa.nulls(rows, pa.int8()),
@@ -73,7 +73,7 @@ def list_columns(draw: st.DrawFn) -> list[pa.Array]:
     one = st.lists(element, max_size=40)
     uneven = st.lists(one, min_size=1, max_size=12)
     even = st.tuples(one, st.integers(1, 12)).map(lambda drawn: [drawn[0]] * drawn[1])
-    groups = draw(st.lists(uneven | even, min_size=1, max_size=4))
+    groups = draw(st.lists(uneven | even, min_size=1, max_size=4).map(lambda drawn: drawn * 2))
     return [pa.array(group, pa.list_(ELEMENTS[name])) for group in groups]
 
 
@@ -81,7 +81,13 @@ def list_columns(draw: st.DrawFn) -> list[pa.Array]:
 @given(columns=list_columns(), heads=st.booleans())
 def test_what_is_written_is_read(columns: list[pa.Array], heads: bool) -> None:
     batches = [
-        batch(lists, first=100 * index, heads=([None, 3, 4] * 4)[: len(lists)] if heads else None)
+        batch(
+            lists,
+            first=100 * index,
+            heads=([None, 3, 4] * 4)[: len(lists)] if heads else None,
+            # The same as before, and another: what is encoded once must not be used for both.
+            sample=index // 2,
+        )
         for index, lists in enumerate(columns)
     ]
     file = read(written(batches))
@@ -129,13 +135,24 @@ def test_every_reader_reads_a_file(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(kept.fetchnumpy()[column], columns[2][107])
 
 
-def test_the_same_rows_give_the_same_bytes() -> None:
-    rows = batch(pa.array([[1.5, 2.5], [3.5, 4.5]], pa.list_(pa.float16())))
-    assert written([rows]) == written([rows])
+def test_the_same_rows_give_the_same_bytes_however_they_lie_in_memory() -> None:
+    rows = batch(pa.array([[1.5, 2.5], [3.5, 4.5], [5.5, 6.5]], pa.list_(pa.float16())))
+    apart = [rows.slice(0, 1), rows.slice(1, 1), rows.slice(2, 1)]
+    copied = [pa.RecordBatch.from_pylist(part.to_pylist(), rows.schema) for part in apart]
+    assert written(apart) == written(copied)
+
+
+def test_zeros_keep_their_signs() -> None:
+    rows = batch(pa.array([[-0.0], [0.0]], pa.list_(pa.float32())))
+    rows = changed(rows, "error_bound", pa.array([0.0, -0.0], pa.float32()))
+    found = read(written([rows])).read()
+    assert np.signbit(found["value"].to_numpy()).tolist() == [True, False]
+    assert np.signbit(found["error_bound"].to_numpy()).tolist() == [False, True]
 
 
 def test_a_file_without_rows_is_read() -> None:
-    for batches in ([], [batch(pa.array([[], []], pa.list_(pa.float16())))]):
+    empty = batch(pa.array([[], []], pa.list_(pa.float16())))
+    for batches in ([], [empty], [empty.slice(0, 0)]):
         assert read(written(batches)).read().num_rows == 0
 
 
@@ -167,7 +184,19 @@ def test_what_would_not_be_whole_rows_is_refused() -> None:
         ),
         (
             changed(rows, "value", pa.array([[1.0]], pa.list_(pa.float32()))),
-            "lists of a row must be of one length, found several",
+            "lists of a row must be of one length, found others in 'value'",
+        ),
+        (
+            changed(rows, "sample", pa.array([[1, 2]], pa.list_(pa.int64()))),
+            "column 'sample' must be of int32, found list<item: int64>",
+        ),
+        (
+            changed(rows, "value", pa.array([[1.0, 2.0]], pa.list_(pa.float64()))),
+            "column 'value' must be of float, found list<item: double>",
+        ),
+        (
+            changed(rows, "neuron", pa.array([1], pa.int64())),
+            "column 'neuron' must be of int32, found int64",
         ),
         (
             changed(rows, "error_bound", pa.nulls(1, pa.float32())),

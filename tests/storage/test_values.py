@@ -1,6 +1,7 @@
 """Raw values in a store: exact to their bound, read in parts, and in bounded memory."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -26,7 +27,14 @@ from storage import (
     layout,
 )
 from storage.matrix import export_matrix, select_values
-from storage.values import Encoding, HalfOverflowError, encode_rows, neurons_in_group, place_lists
+from storage.values import (
+    Encoding,
+    HalfOverflowError,
+    encode_rows,
+    join_blocks,
+    neurons_in_group,
+    place_lists,
+)
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 WIDTH, LENGTH = 96, 20_000
@@ -35,7 +43,8 @@ WIDTH, LENGTH = 96, 20_000
 def value_lists(block: int, z: np.ndarray, encoding: Encoding) -> list[pa.RecordBatch]:
     """Row groups of table values, of (neurons, positions)."""
     step = neurons_in_group(z.shape[1])
-    sample, position = np.full(LENGTH, block, np.int32), np.arange(LENGTH, dtype=np.int32)
+    sample = np.full(z.shape[1], block, np.int32)
+    position = np.arange(z.shape[1], dtype=np.int32)
     batches = []
     for start in range(0, len(z), step):
         rows = z[start : start + step]
@@ -146,6 +155,25 @@ def test_compacted_blocks_say_what_they_said_apart(tmp_path: Path) -> None:
         assert file.num_row_groups == -(-3 * WIDTH // neurons_in_group(LENGTH))
         rows = file.read(columns=["neuron", "block"])
         assert rows == rows.sort_by([("neuron", "ascending"), ("block", "ascending")])
+
+
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6), seed=st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_blocks_of_any_lengths_are_put_together(lengths: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.values._GROUP_VALUES", 64)
+        files, paths = create_store(folder).files, []
+        for block, length in enumerate(lengths):
+            z = rng.normal(size=(9, length)).astype(np.float32)
+            paths.append(layout.values_path("r", "code", "mlp", 0, block))
+            files.put_batches(paths[-1], "values", value_lists(block, z, "int8"))
+        together = layout.values_path("r", "code", "mlp", 0, 99)
+        rows = files.put_batches(together, "values", join_blocks(files, paths)).rows
+        assert rows == 9 * sum(lengths)
+        order = [(name, "ascending") for name in ("neuron", "block", "position")]
+        parts = pa.concat_tables(files.get_table(path) for path in paths).sort_by(order)
+        assert files.get_table(together).combine_chunks() == parts.combine_chunks()
 
 
 def test_blocks_keep_their_order_whatever_was_compacted_before(tmp_path: Path) -> None:
