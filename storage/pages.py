@@ -83,7 +83,7 @@ class UnnestingWriter:
         self._offset = 0
         self._types: list[pa.DataType] | None = None
         self._groups: list[_Field] = []
-        self._last: dict[str, tuple[pa.Array, _Column]] = {}
+        self._last: dict[str, tuple[pa.Array, np.ndarray, _Column]] = {}
         self._write(_MAGIC)
 
     def __enter__(self) -> "UnnestingWriter":
@@ -133,14 +133,13 @@ class UnnestingWriter:
     ) -> "_Column":
         if rows.null_count and not known.nullable:
             raise ValueError(f"column {known.name!r} may not be null, found {rows.null_count}")
-        if not pa.types.is_list(rows.type):
-            return _repeated(rows, known, dtype, lengths)
-        # Samples and positions are mostly those of the neurons before.
-        last, column = self._last.get(known.name, (None, None))
-        if column is None or dtype != pa.int32() or not rows.equals(last):
-            column = _unnested(rows, known, dtype, lengths)
-            if dtype == pa.int32():
-                self._last[known.name] = rows, column
+        # Most columns are as they were in the row group before: those of places, blocks and nulls.
+        last = self._last.get(known.name)
+        if last is not None and _is_same(rows, last[0]) and np.array_equal(lengths, last[1]):
+            return last[2]
+        make = _unnested if pa.types.is_list(rows.type) else _repeated
+        column = make(rows, known, dtype, lengths)
+        self._last[known.name] = rows, lengths, column
         return column
 
     def _chunk(self, name: str, column: "_Column", num_rows: int) -> bytes:
@@ -267,18 +266,32 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
     return np.empty(0, dtype=np.int64) if found is None else found
 
 
+def _is_same(rows: pa.Array, last: pa.Array) -> bool:
+    """Whether a column is that of the row group before; of lists, whether they lie where it lay."""
+    if rows.type != last.type or len(rows) != len(last):
+        return False
+    if not pa.types.is_list(rows.type):
+        return bool(rows.equals(last))
+    return rows.offset == last.offset and _addresses(rows) == _addresses(last)
+
+
+def _addresses(rows: pa.Array) -> list[int | None]:
+    return [None if buffer is None else buffer.address for buffer in rows.buffers()]
+
+
 def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray) -> _Column:
     """A column whose values stand for as many rows each as lists are long."""
     total = int(lengths.sum())
-    valid = rows.is_valid().to_numpy(zero_copy_only=False)
-    parts = []
-    if known.nullable:
-        parts.append(_section(_runs(valid, lengths, 1)))
+    valid = np.ones(len(rows), dtype=bool)
+    if rows.null_count:
+        valid = rows.is_valid().to_numpy(zero_copy_only=False)
+    parts = [_section(_runs(valid, lengths, 1))] if known.nullable else []
     there = valid & (lengths > 0)
     if not there.any():
         return _Column(dtype, _PLAIN, total, parts)
     stored = _STORED.get(dtype, dtype.to_pandas_dtype())
-    values = rows.filter(pa.array(there)).to_numpy().astype(stored, copy=False)
+    kept = rows if there.all() else rows.filter(pa.array(there))
+    values = kept.to_numpy().astype(stored, copy=False)
     # By their bits, which tell -0 from 0. Bounds are of integers alone.
     bits = values.view(np.int32) if dtype == pa.float32() else values
     distinct, indices = np.unique(bits, return_inverse=True)
