@@ -269,7 +269,7 @@ def _write_together(
     from storage.catalog import sorted_rows  # Capture workers load no DuckDB.
 
     with tempfile.TemporaryDirectory(prefix="actlake-") as spill:
-        if table.name == "values":  # A row holds a whole block: too many to be sorted.
+        if table.name == "values":  # One row for each value: too many to be sorted.
             rows = join_blocks(store.files, paths)
         else:
             rows = sorted_rows(

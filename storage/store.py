@@ -87,8 +87,8 @@ class Store:
             dtype: NumPy's type of the array.
 
         Returns:
-            (positions, neurons): the positions that were kept, in the order of
-            ``value_positions``. ``torch.from_numpy`` takes it as it is.
+            (positions, neurons): the positions that were kept, in the order of computation.
+            ``torch.from_numpy`` takes it as it is.
 
         Raises:
             StoreError: if the run has no such neurons or task, or kept no values of them.

@@ -1,8 +1,9 @@
 """Checking a store against its own records: every byte, and counts that must agree."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import mode
 from typing import Any
 
 from storage import layout
@@ -13,7 +14,7 @@ from storage.store import Store
 
 __all__ = ["VerifyReport", "file_problem", "verify_store"]
 
-_RUN_KEYS = {"run", "study", "model", "tasks", "shards"}
+_RUN_KEYS = {"run", "study", "model", "capture", "sites", "tasks", "shards"}
 _COMMIT_KEYS = {"run", "task", "shard", "num_samples", "num_tokens", "num_counted"}
 _COMPACTION_KEYS = {"run", "task", "table", "shards", "effective_ms", "replaces"}
 _DAMAGED = "the record is damaged: it does not hold what a record must"
@@ -40,14 +41,17 @@ def verify_store(
 
     Each record must be whole and in its place; each file must exist with the size, SHA-256 and row
     count of its record, the inputs of shards still to be computed among them; then for each shard
-    samples, tokens and statistics must count the same tokens and neurons.
+    samples, tokens and statistics must count the same tokens and neurons, and there must be raw
+    values of as many positions for all neurons of which the run keeps them. Compacted files must
+    have the rows of those that they replaced.
 
     Args:
         store: the store.
         on_file: called with the path of each file before it is read; on an object store from
             several threads.
     """
-    report = VerifyReport(problems=[*_run_problems(store), *_replaced_twice(store)])
+    compactions = _compactions(store)
+    report = VerifyReport(problems=[*_run_problems(store), *_replaced_twice(compactions)])
     for path, file in _waiting_inputs(store):
         on_file(file["path"])
         report.num_files += 1
@@ -55,15 +59,23 @@ def verify_store(
         problem = file_problem(store.files, file)
         if problem is not None:
             report.problems.append(f"{file['path']}: {problem} (recorded in {path}).")
-    replaced = _replaced(store)
-    for files, is_shard, problems in store.files.map(
+    replaced = _replaced(compactions)
+    num_rows: dict[str, int] = {}
+    shards = []
+    for found in store.files.map(
         lambda path: _check_record(store, path, replaced, on_file), store.record_paths()
     ):
-        report.num_shards += is_shard
-        report.num_files += len(files)
-        report.num_bytes += sum(file["bytes"] for file in files)
-        report.problems.extend(problems)
+        report.num_files += len(found.files)
+        report.num_bytes += sum(file["bytes"] for file in found.files)
+        report.problems.extend(found.problems)
+        if found.record is not None:
+            num_rows |= {file["path"]: file["rows"] for file in found.record["files"]}
+            if "shard" in found.record:
+                shards.append({key: found.record[key] for key in _COMMIT_KEYS})
+    report.num_shards = len(shards)
     if not report.problems:
+        report.problems.extend(_compaction_problems(compactions, num_rows))
+        report.problems.extend(_value_problems(store, shards, num_rows))
         report.problems.extend(_count_problems(store))
     return report
 
@@ -121,44 +133,74 @@ def _is_file_record(file: Any) -> bool:
     )
 
 
-def _replaced_twice(store: Store) -> Iterator[str]:
-    """Files whose rows two compactions hold."""
-    seen: set[str] = set()
+def _compactions(store: Store) -> dict[str, dict[str, Any]]:
+    """Records of compactions that are whole, by their paths."""
+    found = {}
     for path in store.files.list("runs/*/compactions/*/*.json"):
         try:
             record = store.files.get_json(path)
         except DamagedFileError:
             continue  # `_check_record` names it.
         if _record_problem(path, record) is None:
-            for twice in sorted(seen & set(record["replaces"])):
-                yield f"{path}: the rows of {twice} are in another compacted file too."
-            seen.update(record["replaces"])
-
-
-def _replaced(store: Store) -> set[str]:
-    """Files that nobody reads any more, because their rows are in another one."""
-    found: set[str] = set()
-    for path in store.files.list("runs/*/compactions/*/*.json"):
-        try:
-            record = store.files.get_json(path)
-        except DamagedFileError:
-            continue  # `_check_record` names it.
-        if _record_problem(path, record) is None and record["effective_ms"] <= 1000 * time.time():
-            found.update(record["replaces"])
+            found[path] = record
     return found
+
+
+def _replaced_twice(compactions: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Files whose rows two compactions hold."""
+    seen: set[str] = set()
+    for path, record in compactions.items():
+        for twice in sorted(seen & set(record["replaces"])):
+            yield f"{path}: the rows of {twice} are in another compacted file too."
+        seen.update(record["replaces"])
+
+
+def _replaced(compactions: Mapping[str, dict[str, Any]]) -> set[str]:
+    """Files that nobody reads any more, because their rows are in another one."""
+    now = 1000 * time.time()
+    effective = (record for record in compactions.values() if record["effective_ms"] <= now)
+    return {path for record in effective for path in record["replaces"]}
+
+
+def _compaction_problems(
+    compactions: Mapping[str, dict[str, Any]], num_rows: Mapping[str, int]
+) -> Iterator[str]:
+    """Compacted files that have other rows than what they replaced, by all records' counts."""
+    for path, record in compactions.items():
+        unknown = sorted(record["replaces"] - num_rows.keys())
+        if unknown:
+            yield f"{path}: no record names {unknown[0]}, which it replaces."
+            continue
+        found = sum(file["rows"] for file in record["files"])
+        expected = sum(num_rows[replaced] for replaced in record["replaces"])
+        if found != expected:
+            yield (
+                f"{path}: it has {found:,} rows where the files that it replaces have {expected:,}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CheckedRecord:
+    """What was found of a record and its files."""
+
+    record: dict[str, Any] | None = None
+    """The record; None if it is damaged."""
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """The files that were checked."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence for each thing that is wrong."""
 
 
 def _check_record(
     store: Store, path: str, replaced: Collection[str], on_file: Callable[[str], None]
-) -> tuple[list[dict[str, Any]], bool, list[str]]:
-    """Files that a record names, whether it is a shard's, and what is wrong with them."""
+) -> _CheckedRecord:
     try:
         record = store.files.get_json(path)
     except DamagedFileError as error:
-        return [], False, [f"{path}: {error}"]
+        return _CheckedRecord(problems=[f"{path}: {error}"])
     damage = _record_problem(path, record)
     if damage is not None:
-        return [], False, [f"{path}: {damage}."]
+        return _CheckedRecord(problems=[f"{path}: {damage}."])
     problems = []
     files = [file for file in record["files"] if file["path"] not in replaced]
     for file in files:
@@ -166,7 +208,53 @@ def _check_record(
         problem = file_problem(store.files, file)
         if problem is not None:
             problems.append(f"{file['path']}: {problem} (recorded in {path}).")
-    return files, "shard" in record, problems
+    return _CheckedRecord(record=record, files=files, problems=problems)
+
+
+def _value_problems(
+    store: Store, shards: Collection[dict[str, Any]], num_rows: Mapping[str, int]
+) -> Iterator[str]:
+    """Shards that lack raw values which their run keeps, or have too many.
+
+    Nothing is read: a commit record names the files that were written with it, with their rows,
+    also after they were compacted.
+
+    Args:
+        store: the store.
+        shards: the counts of the commit records.
+        num_rows: rows of every file that a record names.
+    """
+    records = {run: store.run_record(run) for run in sorted({shard["run"] for shard in shards})}
+    for shard in shards:
+        record = records[shard["run"]]
+        values = record["capture"].get("values")
+        if values is None or not _is_kept(values, "tasks", shard["task"]):
+            continue
+        place = shard["run"], shard["task"]
+        widths = {
+            layout.values_path(*place, site["site"], site["layer"], shard["shard"]): site["width"]
+            for site in record["sites"]
+            if _is_kept(values, "sites", site["site"]) and _is_kept(values, "layers", site["layer"])
+        }
+        name = f"run {shard['run']}, task {shard['task']}, shard {shard['shard']}"
+        if missing := sorted(widths.keys() - num_rows.keys()):
+            yield f"{name}: its commit record names no {missing[0]}, and the run keeps raw values."
+            continue
+        # All neurons have values of the same positions, and of all of them if none are drawn.
+        found = [num_rows[path] // width for path, width in widths.items()]
+        counted = shard["num_counted"]
+        positions = counted if values["share"] == 1 else min(counted, mode(found))
+        for path, width in widths.items():
+            if num_rows[path] != width * positions:
+                yield (
+                    f"{name}: {path} has {num_rows[path]:,} rows where {width:,} neurons have "
+                    f"raw values of {positions:,} positions."
+                )
+
+
+def _is_kept(values: dict[str, Any], kind: str, name: str | int) -> bool:
+    """Whether raw values of a site, layer or task are kept: of all, unless some were chosen."""
+    return values[kind] is None or name in values[kind]
 
 
 def file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:

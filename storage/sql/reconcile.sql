@@ -80,20 +80,6 @@ pooled_counts as (
     group by run, task, shard
 ),
 
--- Blocks are named after their first shard; those that compaction put together keep their rows.
-value_rows as (
-    select run, task, block as shard, site, layer, neuron, count(*) as n
-    from "values"
-    group by all
-),
-
--- All neurons have values of the same positions.
-value_counts as (
-    select run, task, shard, min(n) as least, max(n) as most
-    from value_rows
-    group by all
-),
-
 expected as (
     select
         c.run,
@@ -136,8 +122,6 @@ select
     o.least as least_pooled,
     o.most as most_pooled,
     o.neurons as pooled_rows,
-    v.least as least_values,
-    v.most as most_values,
     e.num_neurons,
     x.neurons as neuron_rows
 from expected as e
@@ -149,7 +133,6 @@ left join prediction_counts as p using (run, task, shard)
 left join stat_counts as x using (run, task, shard)
 left join top_counts as y using (run, task, shard)
 left join pooled_counts as o using (run, task, shard)
-left join value_counts as v using (run, task, shard)
 where
     coalesce(s.samples, 0) != e.num_samples
     -- Language models and models without a head predict no samples.
@@ -171,6 +154,4 @@ where
     or o.distinct_neurons is distinct from e.pooled_neurons
     or o.least is distinct from e.pooled_length
     or o.most is distinct from e.pooled_length
-    or v.least != v.most
-    or v.most > e.num_counted
 order by e.run, e.task, e.shard

@@ -1,17 +1,23 @@
 """A budget decides what is kept, the plan says so, and the run never exceeds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from ray_app.kept import kept_things, within_budget
+from ray_app.capture.shards import PlannedShard
+from ray_app.capture.values import draw_positions
+from ray_app.kept import Work, kept_things, within_budget
 from ray_app.placement import PlanError
 from ray_app.plan import inspect_model, make_plan
 from ray_app.run import Run
-from ray_app.study import CaptureSettings, load_study
-from storage import verify_store
+from ray_app.study import CaptureSettings, ValuesSettings, load_study
+from storage import FileRecord, create_store, layout, verify_store
+from storage.values import Encoding, encode_rows, neurons_in_group, place_lists
 
 EVERYTHING = (
     "capture.pooled=[max, mean]",
@@ -131,3 +137,65 @@ def test_the_plan_says_what_is_kept(
     ]
     assert lines[start + 6].startswith("budget  0.0")
     assert lines[start + 6].endswith(" GB at the very most, of 0.05 GB")
+
+
+def drawn_groups(
+    lengths: list[int], width: int, share: float, encoding: Encoding
+) -> Iterator[pa.RecordBatch]:
+    """Row groups of random values, of samples in random order."""
+    random = np.random.default_rng(0)
+    sample = np.repeat(random.permutation(len(lengths)), lengths).astype(np.int32)
+    position = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    chosen = draw_positions(sample, position, seed=0, task="code", share=share)
+    sample, position = sample[chosen], position[chosen]
+    step = neurons_in_group(len(sample))
+    for start in range(0, width, step):
+        size = min(step, width - start)
+        z = random.uniform(-1, 1, (size, len(sample))).astype(np.float32)
+        yield pa.record_batch(
+            {
+                "block": pa.array([0] * size, pa.int32()),
+                "neuron": np.arange(start, start + size, dtype=np.int32),
+                "head": pa.nulls(size, pa.int16()),
+                **place_lists(sample, position, size),
+                **encode_rows(z, encoding),
+            }
+        )
+
+
+@pytest.mark.parametrize("encoding", ["float16", "int8"])
+@pytest.mark.parametrize(
+    ("lengths", "width", "share", "times"),
+    [
+        ([512] * 512, 12, 0.25, 1.5),
+        ([9000] * 8, 12, 0.9, 1.5),
+        ([12] * 6000, 12, 0.5, 3),
+        ([300] * 300, 48, 0.1, 1.5),
+        ([512] * 1000, 5, 0.9, 2.5),
+        ([12] * 16, 400, 1.0, 1.5),
+    ],
+)
+def test_drawn_values_take_no_more_than_the_plan_says_at_most(
+    tmp_path: Path,
+    lengths: list[int],
+    width: int,
+    share: float,
+    times: float,
+    encoding: Encoding,
+) -> None:
+    store = create_store(tmp_path)
+    path = layout.values_path("r", "code", "mlp", 0, 0)
+    file = store.files.put_batches(path, "values", drawn_groups(lengths, width, share, encoding))
+    shard = PlannedShard(
+        task="code", shard=0, num_samples=len(lengths), num_tokens=sum(lengths),
+        num_counted=sum(lengths), num_batches=1,
+        samples=FileRecord(path="samples", table="samples", rows=1, bytes=1, sha256=""),
+    )  # fmt: skip
+    site = SimpleNamespace(site="mlp", layer=0, width=width)
+    model = cast(Any, SimpleNamespace(num_neurons=width, sites=[site]))
+    work = Work(model=model, shards=[shard], num_image_bytes=0, num_stages=1)
+    values = ValuesSettings(share=share, encoding=encoding)
+    *_, planned = kept_things(CaptureSettings(values=values), work)
+    assert planned.num_files == 1
+    # What is planned for names and checksums of a file is more than a small one needs.
+    assert file.bytes <= planned.most_bytes <= times * file.bytes + 12_000

@@ -65,14 +65,14 @@ class StoreBuilder:
         self.run = run
         self.store = create_store(root)
         self._shards: list[dict[str, Any]] = []
-        self._num_neurons = 0
+        self._widths: dict[tuple[str, int], int] = {}
 
     def add_shard(
         self, task: str, shard: int, activations: Activations, *, commit: bool = True
     ) -> list[FileRecord]:
         """Write the files of one shard (one sample: a special token, then the counted ones)."""
         counted = len(next(iter(activations.values())))
-        self._num_neurons = sum(z.shape[1] for z in activations.values())
+        self._widths = {key: z.shape[1] for key, z in activations.items()}
         self._shards.append({"task": task, "shard": shard, "counted": counted})
         put = self.store.files.put_table
         files = [
@@ -118,8 +118,13 @@ class StoreBuilder:
                     "dtype": "float32",
                     "architecture": "LlamaForCausalLM",
                     "num_layers": 2,
-                    "num_neurons": self._num_neurons,
+                    "num_neurons": sum(self._widths.values()),
                 },
+                "capture": {"top": 0},
+                "sites": [
+                    {"site": site, "layer": layer, "width": width}
+                    for (site, layer), width in self._widths.items()
+                ],
                 "tasks": [self._task_record(task) for task in tasks],
                 "shards": [{"task": s["task"], "shard": s["shard"]} for s in self._shards],
             },

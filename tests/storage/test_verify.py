@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from storage import Store, layout, open_store, verify_store
+from storage import Store, compact_run, layout, open_store, verify_store
+from storage.values import encode_rows, place_lists
 
 STATS = "runs/run=run-1/stats/task=code/stage-00/shard-00001.parquet"
 TOKENS = "runs/run=run-1/tokens/task=code/shard-00001.parquet"
@@ -201,3 +204,101 @@ def test_tables_that_cannot_be_read_are_a_problem_too(
     [problem] = problems(store)
     assert problem.startswith("the tables cannot be read: the store cannot be queried, ")
     assert tokens.path in problem
+
+
+WIDTHS = {("attn", 0): 4, ("mlp", 0): 6, ("attn", 1): 4, ("mlp", 1): 6}
+LACKING = "runs/run=run-1/values/task=code/site=mlp/layer=00/shard-00001.parquet"
+
+
+@pytest.fixture
+def store_of_values(builder: Any, activations: Callable[..., Any]) -> Callable[..., Store]:
+    """Makes a store of raw values of both sites of layers 0 and 1, of some positions of two
+    shards of 20 positions; of the second, `num_neurons` of site mlp in layer 0 have values."""
+
+    def make(share: float, num_kept: int, num_neurons: int = 6) -> Store:
+        for shard in range(2):
+            files = builder.add_shard("code", shard, activations(shard), commit=False)
+            for (site, layer), width in WIDTHS.items():
+                path = layout.values_path("run-1", "code", site, layer, shard)
+                size = num_neurons if path == LACKING else width
+                places = np.full(num_kept, shard, np.int32), np.arange(num_kept, dtype=np.int32)
+                rows = pa.record_batch(
+                    {
+                        "block": pa.array([shard] * size, pa.int32()),
+                        "neuron": np.arange(size, dtype=np.int32),
+                        "head": pa.nulls(size, pa.int16()),
+                        **place_lists(*places, size),
+                        **encode_rows(np.ones((size, num_kept), np.float32), "float16"),
+                    }
+                )
+                files.append(builder.store.files.put_batches(path, "values", [rows]))
+            builder.commit("code", shard, files)
+        store: Store = builder.finish()
+        kept = {"sites": None, "layers": [0, 1], "tasks": ["code"], "encoding": "float16"}
+        values = {"values": kept | {"share": share}}
+        edit(store, layout.run_path("run-1"), lambda record: record["capture"].update(values))
+        return store
+
+    return make
+
+
+@pytest.mark.parametrize(("share", "num_kept"), [(1.0, 20), (0.3, 7), (0.3, 0)])
+def test_whole_values_are_no_problem_before_and_after_compaction(
+    store_of_values: Callable[..., Store], share: float, num_kept: int
+) -> None:
+    store = store_of_values(share, num_kept)
+    assert problems(store) == []
+    assert list(compact_run(store, "run-1", seconds_to_effect=0))
+    assert problems(store) == []
+
+
+def test_a_shard_without_a_file_of_values_is_named(store_of_values: Callable[..., Store]) -> None:
+    store = store_of_values(0.3, 7)
+
+    def drop(record: Any) -> None:
+        record["files"] = [file for file in record["files"] if file["path"] != LACKING]
+
+    edit(store, COMMIT, drop)
+    [problem] = problems(store)
+    assert problem == (
+        f"run run-1, task code, shard 1: its commit record names no {LACKING}, and the run keeps "
+        "raw values."
+    )
+
+
+@pytest.mark.parametrize(("share", "num_kept"), [(1.0, 20), (0.3, 7), (0.3, 6)])
+def test_a_neuron_without_values_is_noticed(
+    store_of_values: Callable[..., Store], share: float, num_kept: int
+) -> None:
+    store = store_of_values(share, num_kept, num_neurons=5)
+    [problem] = problems(store)
+    assert problem == (
+        f"run run-1, task code, shard 1: {LACKING} has {5 * num_kept} rows where 6 neurons "
+        f"have raw values of {num_kept} positions."
+    )
+
+
+def test_fewer_positions_than_count_are_noticed_if_all_are_kept(
+    store_of_values: Callable[..., Store],
+) -> None:
+    found = problems(store_of_values(1.0, 19))
+    assert len(found) == 2 * len(WIDTHS)
+    assert found[0].startswith("run run-1, task code, shard 0: ")
+    assert found[0].endswith("rows where 4 neurons have raw values of 20 positions.")
+
+
+def test_a_compacted_file_that_lacks_rows_is_named(store_of_values: Callable[..., Store]) -> None:
+    store = store_of_values(1.0, 20)
+    made = next(m for m in compact_run(store, "run-1", seconds_to_effect=0)
+                if "/site=mlp/layer=01/" in m.file.path)  # fmt: skip
+    [path] = [
+        path for path in store.files.list("runs/*/compactions/*/*.json")
+        if store.files.get_json(path)["files"][0]["path"] == made.file.path
+    ]  # fmt: skip
+    file = store.files.put_table(
+        made.file.path, "values", store.files.get_table(made.file.path).slice(3)
+    )
+    edit(store, path, lambda record: record.update(files=[file.to_dict()]))
+    assert problems(store) == [
+        f"{path}: it has 237 rows where the files that it replaces have 240."
+    ]
