@@ -1,13 +1,14 @@
 """Raw activations: how they are encoded, laid out in row groups, and put together."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.errors import DamagedFileError
 from storage.schema import TABLES
 
 if TYPE_CHECKING:
@@ -119,13 +120,19 @@ def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.Record
         paths: files of table ``values`` of one site and layer, each ordered by neuron, then block.
 
     Raises:
-        DamagedFileError: if a file cannot be read.
+        DamagedFileError: if a file cannot be read, or lacks neurons.
     """
     # Shards of which no position was drawn have files without rows.
     held = [path for path in paths if files.num_rows(path)]
     waiting: list[pa.Table] = []
     num_waiting = longest = 0
-    for neuron in zip(*(_by_neuron(files, path) for path in held), strict=True):
+    for neuron in zip_longest(*(_by_neuron(files, path) for path in held)):
+        for path, lists in zip(held, neuron, strict=True):
+            if lists is None:
+                raise DamagedFileError(
+                    f"{files.root}/{path} lacks neurons that other files of its site and layer "
+                    "have: `actlake verify` names what is damaged."
+                )
         waiting += neuron
         for lists in neuron:
             num_waiting += lists.num_rows
