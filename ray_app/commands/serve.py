@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
+import psutil
 
 from ray_app.service.auth import default_token_path, read_or_make_token, token_digest
 from ray_app.service.own_ray import own_ray
@@ -51,6 +52,7 @@ def serve(
         studies=None if studies is None else studies.resolve(),
         job_folder=Path.cwd(),
     )
+    _warn_of_memory(settings)
     with (
         suppress(KeyboardInterrupt),
         _interrupted_by_signals(),
@@ -60,6 +62,17 @@ def serve(
         _stop_on_signals()  # Ray has set handlers of its own.
         _announce(root, path, token if is_new else None, host, port)
         _wait(check)
+
+
+def _warn_of_memory(settings: ServiceSettings) -> None:
+    """Warn if all queries together may take more memory than this machine has."""
+    total = psutil.virtual_memory().total
+    if settings.memory_bound > total:
+        click.echo(
+            f"warning: queries may take {settings.memory_bound >> 20} MiB together, this machine "
+            f"has {total >> 20}: give fewer --slots or --replicas, or less --memory-mb.",
+            err=True,
+        )
 
 
 def _wait(check: Callable[[], None]) -> None:

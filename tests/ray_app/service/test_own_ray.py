@@ -41,7 +41,7 @@ command = [sys.executable, stand_in, pids, mood]
 own_ray._command = lambda dashboard, *others: [*command, str(dashboard)]
 serve._serving = lambda *arguments: contextlib.nullcontext()
 serve.serve(
-    store, host="127.0.0.1", port=0, allowed=(), replicas=1, slots=1, memory_mb=64, studies=None,
+    store, host="127.0.0.1", port=0, allowed=(), replicas=100_000, slots=1, memory_mb=64, studies=None,
     token_file=Path(store).parent / "token",
 )
 """
@@ -136,5 +136,6 @@ def test_a_ray_that_ends_ends_the_service(start: Start, tmp_path: Path) -> None:
     process, family = start("up, ends")
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
+    assert "warning: queries may take" in errors
     assert "Ray ended, its log says: the raylet is out of luck" in errors
     _nothing_is_left(tmp_path, family)
