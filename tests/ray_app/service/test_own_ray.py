@@ -18,7 +18,8 @@ pids, mood, port = sys.argv[1:]
 if "stubborn" in mood:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-children = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session="ends" not in mood)]
+apart = subprocess.Popen(sleep, start_new_session="ends" not in mood)
+children = [subprocess.Popen(sleep), apart]
 text = " ".join(str(pid) for pid in [os.getpid(), *(child.pid for child in children)])
 pathlib.Path(pids + ".new").write_text(text)
 os.rename(pids + ".new", pids)
@@ -41,8 +42,8 @@ command = [sys.executable, stand_in, pids, mood]
 own_ray._command = lambda dashboard, *others: [*command, str(dashboard)]
 serve._serving = lambda *arguments: contextlib.nullcontext()
 serve.serve(
-    store, host="127.0.0.1", port=0, allowed=(), replicas=100_000, slots=1, memory_mb=64, studies=None,
-    token_file=Path(store).parent / "token",
+    store, host="127.0.0.1", port=0, allowed=(), replicas=100_000, slots=1, memory_mb=64,
+    studies=None, token_file=Path(store).parent / "token",
 )
 """
 
