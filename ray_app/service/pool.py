@@ -21,7 +21,7 @@ _START_SECONDS = 60.0
 _SECONDS_BETWEEN_STARTS = 2.0
 
 _BODY_SLACK = 4 << 20
-"""Bytes of a body beyond `max_bytes`: the frame of an Arrow stream, and answers other than SQL's."""
+"""Bytes of a body beyond `max_bytes`: the frame of an Arrow stream, answers that are no rows."""
 
 _log = logging.getLogger(__name__)
 
