@@ -65,6 +65,9 @@ _READING = (
 _READING_ERRORS = (duckdb.Error, pa.ArrowException, OSError, MemoryError)
 """What reading the rows of a query can raise: DuckDB's errors, some in the coat of Arrow's."""
 
+_OUT_OF_MEMORY = ("Out of Memory", "memory allocation failed", "bad_alloc")
+"""What DuckDB's and Arrow's errors say, of whatever kind, if there is no memory left."""
+
 EXPORT_FORMATS = {
     "csv": "format csv, header",
     "json": "format json, array true",
@@ -416,6 +419,8 @@ def run_query(
     except (duckdb.InterruptException, duckdb.OutOfMemoryException, MemoryError) as error:
         raise _failed(error) from error
     except duckdb.Error as error:
+        if any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise _failed(error) from error
         raise QueryError(str(error)) from error
     return relation
 
@@ -493,7 +498,9 @@ def _failed(error: Exception) -> QueryError:
     # Arrow's readers give an OSError with the text of DuckDB's error.
     if isinstance(error, duckdb.InterruptException) or "INTERRUPT Error" in text:
         return QueryInterruptedError("the query was stopped.")
-    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "Out of Memory" in text:
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or any(
+        words in text for words in _OUT_OF_MEMORY
+    ):
         return QueryMemoryError("the query needs more memory than a query may take.")
     # Its own kinds of errors say enough; what a Parquet page made it stumble over has no kind.
     if type(error) in (duckdb.Error, duckdb.IOException):

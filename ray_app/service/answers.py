@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from storage import QueryError
+from storage import QueryError, QueryMemoryError
 from storage.catalog import RowStream
 
 __all__ = ["Answer", "Format", "json_ready", "render_rows"]
@@ -90,21 +90,26 @@ def render_rows(
         rows: its rows, of which no more are read than fit.
         form: how to write them.
         max_rows: most rows.
-        max_bytes: most bytes of rows; of Arrow, in memory.
+        max_bytes: most bytes of names, types and rows; of Arrow, in memory.
         since: when the query began, by `time.perf_counter`.
 
     Raises:
         QueryError: if a value cannot be written in this form.
+        QueryMemoryError: if the names and types of the columns alone take more than `max_bytes`.
     """
     if form == "arrow":
         return _arrow(rows, max_rows, max_bytes, since)
-    lines, truncated = _capped(_lines(rows.batches, form), max_rows, max_bytes)
+    if form == "csv":
+        start = _csv_line([name for name, _ in rows.columns])
+    else:
+        columns = [{"name": name, "type": dtype} for name, dtype in rows.columns]
+        start = json.dumps(columns).encode()
+    room = _room_for_rows(max_bytes, len(start))
+    lines, truncated = _capped(_lines(rows.batches, form), max_rows, room)
     elapsed = 1000 * (time.perf_counter() - since)
     if form == "csv":
-        head = _csv_line([name for name, _ in rows.columns])
-        return Answer("text/csv; charset=utf-8", b"".join([head, *lines]), len(lines), truncated,
+        return Answer("text/csv; charset=utf-8", b"".join([start, *lines]), len(lines), truncated,
                       elapsed)  # fmt: skip
-    start = json.dumps([{"name": name, "type": dtype} for name, dtype in rows.columns]).encode()
     end = {"num_rows": len(lines), "truncated": truncated, "elapsed_ms": round(elapsed, 3)}
     body = b"".join(
         [
@@ -113,6 +118,15 @@ def render_rows(
         ]
     )  # fmt: skip
     return Answer("application/json", body, len(lines), truncated, elapsed)
+
+
+def _room_for_rows(max_bytes: int, head_bytes: int) -> int:
+    if head_bytes > max_bytes:
+        raise QueryMemoryError(
+            f"names and types of the columns must take at most {max_bytes} bytes, found "
+            f"{head_bytes}: ask for fewer columns, or for shorter names."
+        )
+    return max_bytes - head_bytes
 
 
 def _lines(batches: Iterator[pa.RecordBatch], form: Format) -> Iterator[bytes]:
@@ -156,6 +170,8 @@ def _capped(lines: Iterator[bytes], max_rows: int, max_bytes: int) -> tuple[list
 
 
 def _arrow(rows: RowStream, max_rows: int, max_bytes: int, since: float) -> Answer:
+    # Fields of structs are counted too: the serialised schema is what the stream begins with.
+    room = _room_for_rows(max_bytes, rows.schema.serialize().size)
     sink = pa.BufferOutputStream()
     count, size = 0, 0
     truncated: Truncated = "no"
@@ -164,7 +180,7 @@ def _arrow(rows: RowStream, max_rows: int, max_bytes: int, since: float) -> Answ
             kept = batch.slice(0, max_rows - count)
             if kept.num_rows < batch.num_rows:
                 truncated = "rows"
-            fitting = _fitting(kept, max_bytes - size)
+            fitting = _fitting(kept, room - size)
             if fitting < kept.num_rows:
                 truncated, kept = "bytes", kept.slice(0, fitting)
             writer.write_batch(kept)

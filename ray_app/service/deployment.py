@@ -1,8 +1,7 @@
 """Ray Serve: the application as a deployment with replicas, on this machine or a cluster."""
 
 import logging
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,13 +50,19 @@ def build(settings: ServiceSettings) -> Any:
 
 
 @contextmanager
-def serving(settings: ServiceSettings, *, host: str, port: int) -> Iterator[None]:
+def serving(
+    settings: ServiceSettings, *, host: str, port: int, check: Callable[[], None]
+) -> Iterator[None]:
     """Serve inside the block, on the cluster that RAY_ADDRESS names (see `own_ray`).
 
     Args:
         settings: of the application.
         host: address to bind to.
         port: port to bind to.
+        check: raises ActlakeError if that cluster has ended; nothing is taken down there then.
+
+    Raises:
+        ActlakeError: from `check`.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -71,13 +76,9 @@ def serving(settings: ServiceSettings, *, host: str, port: int) -> Iterator[None
         try:
             yield
         finally:
+            check()
             serve.delete(APPLICATION)
             if not serve.status().applications:
                 serve.shutdown()
     finally:
         ray.shutdown()
-
-
-def wait() -> None:
-    """Wait until the process is told to stop."""
-    threading.Event().wait()

@@ -4,10 +4,12 @@ import json
 import struct
 from typing import Any, BinaryIO
 
-__all__ = ["LENGTHS", "pack", "read_header"]
+__all__ = ["LENGTHS", "MAX_HEADER_BYTES", "pack", "read_header"]
 
 LENGTHS = struct.Struct(">II")
 """Bytes of the header and of the body of a frame."""
+MAX_HEADER_BYTES = 64 << 10
+"""Most bytes of the header of a slot's reply."""
 
 
 def pack(header: dict[str, Any], body: bytes = b"") -> bytes:

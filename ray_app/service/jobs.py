@@ -80,7 +80,8 @@ class JobDesk:
         self._settings = settings
         self._runner = runner
         self._store: Store | None = None
-        self._runs: dict[str, str] = {}
+        self._runs: dict[str, str | None] = {}
+        """The run of each job that named it, None of those that ended without."""
 
     def studies(self) -> dict[str, Any]:
         """Whether jobs are taken, and the study files, with the comment at the top of each."""
@@ -214,12 +215,14 @@ class JobDesk:
             return None
         if job.id not in self._runs:
             found = _RUN_OF_LOG.search(self._enabled().log(job.id))
-            if found is None:
+            if found is None and job.state == "running":
                 return None
-            self._runs[job.id] = found[1]
+            self._runs[job.id] = None if found is None else found[1]
+        run = self._runs[job.id]
+        if run is None:
+            return None
         try:
             self._store = self._store or open_store(self._settings.store)
-            run = self._runs[job.id]
             total = len(self._store.run_record(run)["shards"])
             return {"done": len(self._store.committed(run)), "total": total, "unit": "shards"}
         except StoreError:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ray_app.service.answers import Answer
-from ray_app.service.frames import LENGTHS, pack
+from ray_app.service.frames import LENGTHS, MAX_HEADER_BYTES, pack
 from ray_app.service.settings import ServiceSettings
 from storage import ActlakeError
 
@@ -19,6 +19,9 @@ _GRACE_SECONDS = 2.0
 """How long an interrupted question may take to end before its process is killed."""
 _START_SECONDS = 60.0
 _SECONDS_BETWEEN_STARTS = 2.0
+
+_BODY_SLACK = 4 << 20
+"""Bytes of a body beyond `max_bytes`: the frame of an Arrow stream, answers that are no rows."""
 
 _log = logging.getLogger(__name__)
 
@@ -234,5 +237,10 @@ class _Process:
         assert self._process.stdout is not None  # noqa: S101
         stream = self._process.stdout
         lengths = LENGTHS.unpack(await stream.readexactly(LENGTHS.size))
+        most = (MAX_HEADER_BYTES, self._settings.max_bytes + _BODY_SLACK)
+        if any(length > limit for length, limit in zip(lengths, most, strict=True)):
+            # The rest would be taken for the next reply, and a bug of the slot may be anything.
+            self._process.kill()
+            raise EOFError(f"a reply may have {most} bytes, its slot announces {lengths}.")
         header, body = [await stream.readexactly(length) for length in lengths]
         return json.loads(header), body

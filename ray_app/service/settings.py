@@ -39,7 +39,11 @@ class ServiceSettings(BaseModel):
     )
     threads: int = Field(1, ge=1, description="Threads of one query.")
     memory_mb: int = Field(
-        1024, ge=64, description="Memory that DuckDB may use for one query; its process may double."
+        1024,
+        ge=64,
+        description="MiB that DuckDB may use for one query. Its process may take twice that and "
+        "4 x max_bytes, so all of them are bounded by replicas x slots x (2 x memory_mb + 4 x "
+        "max_bytes).",
     )
     max_waiting: int = Field(
         256,
@@ -53,8 +57,20 @@ class ServiceSettings(BaseModel):
         120, gt=0, description="Longest time limit that a query can be given."
     )
     max_rows: int = Field(1_000_000, ge=1, description="Most rows of one answer.")
-    max_bytes: int = Field(32 << 20, ge=1024, description="Most bytes of one answer.")
+    max_bytes: int = Field(
+        32 << 20, ge=1024, description="Most bytes of one answer, names and types included."
+    )
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Most bytes of a request.")
     freshness_seconds: Annotated[float, Field(ge=0)] = Field(
         1.0, description="How long a query may take the list of tables that have files for current."
     )
+
+    @property
+    def process_bytes(self) -> int:
+        """Bytes that a query process may take beyond what it has when it is idle."""
+        return 2 * (self.memory_mb << 20) + 4 * self.max_bytes
+
+    @property
+    def memory_bound(self) -> int:
+        """Bytes that the query processes of all replicas may take together."""
+        return self.replicas * self.slots * self.process_bytes

@@ -38,6 +38,8 @@ from storage import (
 __all__ = ["ServedStore", "Slot", "main", "serve"]
 
 _BATCH_ROWS = 1024
+_MESSAGE_CHARACTERS = 2000
+"""Most characters of an error's message; at most 12 bytes each as JSON."""
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (QueryRefusedError, "refused"),
     (QueryInterruptedError, "timeout"),
@@ -138,6 +140,9 @@ class Slot:
 def _told(error: BaseException) -> dict[str, Any]:
     kind = next(kind for known, kind in _KINDS if isinstance(error, known))
     message = str(error) or "the answer needs more memory than a query may take."
+    if len(message) > _MESSAGE_CHARACTERS:
+        # Messages of DuckDB quote the value that they are about, however long it is.
+        message = f"{message[:_MESSAGE_CHARACTERS]} ..."
     return {"error": {"kind": kind, "message": message}}
 
 
@@ -145,8 +150,8 @@ def _limit_memory(settings: ServiceSettings) -> None:
     """Let this process allocate what it has now, and room for one query and its answer."""
     with Path("/proc/self/status").open(encoding="ascii") as status:
         held = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
-    room = 2 * (settings.memory_mb << 20) + 4 * settings.max_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (held + room, held + room))
+    limit = held + settings.process_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

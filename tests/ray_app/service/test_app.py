@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from analysis import AnalysisSettings, analyse_run
 from ray_app.service.app import create_app
 from ray_app.service.auth import TokenError, read_or_make_token, token_digest
+from ray_app.service.jobs import JobDesk
 from ray_app.service.settings import ServiceSettings
 from service_parts import RUN, TOKEN, FakeRunner
 from storage import Store, create_store
@@ -269,6 +270,28 @@ def test_jobs_are_commands_of_studies(client: TestClient, runner: FakeRunner) ->
         "text": "", "next_offset": end
     }  # fmt: skip
     assert client.delete(f"/api/jobs/{job['id']}").json()["job"]["state"] == "stopped"
+
+
+def test_the_log_of_an_ended_job_is_looked_through_once(
+    service_settings: ServiceSettings,
+) -> None:
+    read: list[str] = []
+
+    class CountingRunner(FakeRunner):
+        def log(self, job: str) -> str:
+            read.append(job)
+            return super().log(job)
+
+    desk = JobDesk(service_settings, CountingRunner())
+    job = desk.submit("capture", "small.yaml", {}, None, None)["job"]["id"]
+    desk.jobs()
+    desk.jobs()
+    running = len(read)
+    assert running >= 3  # It may name its run at any time.
+    desk.cancel(job)
+    for _ in range(3):
+        assert desk.job(job)["job"]["progress"] is None
+    assert len(read) == running + 1
 
 
 def test_jobs_are_off_unless_switched_on(service_settings: ServiceSettings) -> None:

@@ -119,9 +119,38 @@ def test_statements_are_refused_or_bounded(
 ) -> None:
     answer = client.post("/api/sql", json={"query": statement, "timeout_seconds": 8})
     assert answer.status_code == status, answer.text[:500]
+    assert len(answer.content) < 30_000
     error = answer.json()["error"]
     assert STATUS[error["kind"]] == status
     assert error["message"]
+
+
+def _wide(doublings: int) -> str:
+    """A query of one row, whose type has as many names as two to the power of the doublings."""
+    name = "x" * 2000
+    steps = [f"t0 as (select {{'{name}': 1}} as s)"]
+    steps += [f"t{n} as (select {{'a': s, 'b': s}} as s from t{n - 1})"
+              for n in range(1, doublings + 1)]  # fmt: skip
+    return f"with {', '.join(steps)} select s from t{doublings}"
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "arrow"])
+def test_names_and_types_count_as_bytes_of_the_answer(client: TestClient, form: str) -> None:
+    answer = client.post("/api/sql", json={"query": _wide(3), "format": form})
+    assert answer.status_code == 200
+    answer = client.post("/api/sql", json={"query": _wide(12), "format": form})
+    assert len(answer.content) < 5 << 20
+    if form != "csv":  # There these names are in the rows.
+        assert answer.status_code == 413, answer.text[:500]
+
+
+def test_long_messages_are_cut(client: TestClient) -> None:
+    answer = client.post("/api/sql", json={"query": "select repeat('x', 1000000)::int"})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert "Conversion Error" in message
+    assert message.endswith("x ...")
+    assert len(message) < 2100
 
 
 @pytest.mark.parametrize(("method", "path", "options", "status"), REQUESTS)
