@@ -396,7 +396,9 @@ def gc(store: str, older_than: float, *, dry_run: bool) -> None:
 @cli.command()
 @_STORE
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8600, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8600, show_default=True, help="Port of HTTP."
+)
 @click.option(
     "--allow-host",
     "allowed",

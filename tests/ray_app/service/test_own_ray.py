@@ -68,6 +68,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             [*before, sys.executable, "-c", SERVE, store,
              str(tmp_path / "stand_in.py"), str(pids), mood],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            # Whoever runs the tests may have ignored it, as nohup does.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
         end = time.monotonic() + 30
         while not pids.exists():
