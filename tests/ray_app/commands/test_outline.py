@@ -218,6 +218,7 @@ def test_with_a_hub_the_models_configuration_is_read_there(
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_OFFLINE": "0",
+            "COLUMNS": "160",
         }
         done = subprocess.run(
             [sys.executable, "-c", "from ray_app.cli import main; main()", "plan", str(study),
@@ -226,7 +227,7 @@ def test_with_a_hub_the_models_configuration_is_read_there(
         )  # fmt: skip
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    output = " ".join(done.stdout.split())  # Lines are folded.
+    output = " ".join(done.stdout.split())
     assert "model MistralForCausalLM, 4 layers, " in output
     assert f"measures from its configuration, hub:{COMMIT}" in output
     assert "No samples were drawn: --outline was given." in output
