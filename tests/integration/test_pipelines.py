@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pytest
 from safetensors.torch import load_file, save_file
 
+from chaos import is_stage_actor
 from ray_app.actors import cluster_nodes, ray_workers
 from ray_app.capture import driver
 from ray_app.capture.errors import CaptureError
@@ -119,8 +120,9 @@ def kill_the_first_actor() -> None:
 
 
 def actor_pids() -> set[int]:
-    children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "StageActor" in " ".join(child.cmdline())}
+    return {
+        child.pid for child in psutil.Process().children(recursive=True) if is_stage_actor(child)
+    }
 
 
 @pytest.mark.parametrize("modality", ["language", "image"])
