@@ -158,6 +158,8 @@ def _compute(
 ) -> Steps:
     steps = Steps(a.store.connect(), on_step)
     in_one_store = a.store is b.store
+    # With the same numbers for names, rows of both runs are joined by the numbers.
+    steps.intern({a.run, b.run, *a.tasks, *b.tasks, *parameters["metrics"], *parameters["sites"]})
     steps_b = steps if in_one_store else Steps(b.store.connect(), on_step)
     _measure(b, steps_b, parameters)
     for name in _OF_BOTH:

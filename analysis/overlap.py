@@ -111,6 +111,7 @@ def overlap_of_scores(
     try:
         # DuckDB takes a path for a pattern.
         file = glob.escape(str(scores))
+        steps.intern(["given"], "given_names", {"file": file}, site=site)
         steps.run("given_scores", {"file": file}, into="scores", site=site)
     except QueryError as error:
         raise _unreadable(scores, error) from error
@@ -176,6 +177,8 @@ def score(steps: Steps, run: str, parameters: dict[str, Any], *, in_order: bool 
     asked = {key: parameters[key] for key in ("sites", "seed")}
     order = "order by metric, task, site, layer, neuron" if in_order else ""
     metrics = ", ".join(parameters["metrics"])
+    names = [run, *parameters["metrics"], *parameters["sites"]]
+    steps.intern(names, "captured_tasks", {"run": run})
     steps.run("importance", {"run": run, **asked}, metrics=metrics, order=order)
     eps = {f"eps_{site}": value for site, value in parameters["eps"].items()}
     steps.run("scores", {"reference": parameters["reference"], **eps}, order=order)

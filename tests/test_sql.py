@@ -49,6 +49,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
     (root / "runs").mkdir()
     connection = open_store(root).connect()
     steps = Steps(connection, lambda step: None)
+    steps.intern(["a", "abs", "given", "mlp", "text"])
     # These are made by NumPy, not by SQL.
     keys = {"metric": pa.string(), "site": pa.string(), "layer": pa.int16()}
     mantel = {"fraction": pa.float64(), "correlation": pa.float64(), "p_value": pa.float64()}

@@ -4,10 +4,10 @@
 -- grain: one row per (task, site, layer, neuron); null where a number does not fit
 select
     null::varchar as run,
-    task::varchar as task,
+    task::varchar::name as task,
     null::varchar as reference,
-    'given' as metric,
-    {site} as site,
+    'given'::name as metric,
+    {site}::name as site,
     try_cast(layer as smallint) as layer,
     try_cast(neuron as integer) as neuron,
     null::smallint as head,

@@ -42,10 +42,10 @@ long as (
 )
 
 select
-    $run as run,
-    task,
-    metric,
-    site,
+    $run::name as run,
+    task::name as task,
+    metric::name as metric,
+    site::name as site,
     layer,
     neuron,
     head,

@@ -8,29 +8,26 @@ with
 -- serves all fractions.
 met as (
     select
+        a.metric,
+        a.site,
         a.layer,
-        a.ranking as ranking_a,
-        b.ranking as ranking_b,
+        a.task as task_a,
+        b.task as task_b,
         greatest(a.entry, b.entry) as entry,
         count(*) as shared
     from computed_ranks as a
     join computed_ranks as b
-        on a.rivals = b.rivals
+        on a.metric = b.metric
+        and a.site = b.site
         and a.layer = b.layer
         and a.neuron = b.neuron
-        and a.ranking < b.ranking
+        and a.task < b.task
     group by all
 ),
 
-names as (
-    select distinct ranking, metric, site, task
-    from computed_quotas
-),
-
 first_selected as (
-    select n.metric, n.site, r.layer, n.task, r.entry, count(*) as size
-    from computed_ranks as r
-    join names as n using (ranking)
+    select metric, site, layer, task, entry, count(*) as size
+    from computed_ranks
     group by all
 ),
 
@@ -43,7 +40,7 @@ populations as (
 ),
 
 tasks as (
-    select distinct task from names
+    select distinct task from computed_quotas
 ),
 
 fractions as (
@@ -67,18 +64,16 @@ sizes as (
 
 shared as (
     select
-        a.metric,
-        a.site,
+        m.metric,
+        m.site,
         m.layer,
         f.fraction,
-        a.task as task_a,
-        b.task as task_b,
+        m.task_a,
+        m.task_b,
         sum(m.shared) as shared
     from met as m
     join fractions as f on m.entry <= f.fraction
-    join names as a on m.ranking_a = a.ranking
-    join names as b on m.ranking_b = b.ranking
-    group by a.metric, a.site, f.fraction, a.task, b.task, grouping sets ((m.layer), ())
+    group by m.metric, m.site, f.fraction, m.task_a, m.task_b, grouping sets ((m.layer), ())
 ),
 
 counted as (

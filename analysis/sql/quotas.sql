@@ -16,13 +16,9 @@ populations as (
     group by all
 )
 
--- Numbers stand for names where millions of rows are joined, sorted and grouped: `ranking` for
--- (metric, site, task), in that order, and `rivals` for the (metric, site) that rankings share.
 -- 0.29 * 100 is 28.999999999999996 in floating point: what is a whole number on paper must not
 -- lose a neuron.
 select
-    dense_rank() over (order by p.metric, p.site, p.task)::integer as ranking,
-    dense_rank() over (order by p.metric, p.site)::integer as rivals,
     p.task,
     p.metric,
     p.site,

@@ -43,8 +43,6 @@ ranked as (
 -- A rank belongs to the first fraction whose quota reaches it.
 entries as (
     select
-        ranking,
-        rivals,
         task,
         metric,
         site,
@@ -52,13 +50,13 @@ entries as (
         fraction as entry,
         quota as last_rank,
         lag(quota, 1, 0) over (
-            partition by ranking, stratum
+            partition by task, metric, site, stratum
             order by fraction
         ) as rank_before
     from computed_quotas
 )
 
-select r.*, e.ranking, e.rivals, e.entry
+select r.*, e.entry
 from ranked as r
 join entries as e
     on r.task = e.task

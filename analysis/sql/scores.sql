@@ -21,7 +21,7 @@ reference as (
 select
     i.run,
     i.task,
-    $reference as reference,
+    $reference::name as reference,
     i.metric,
     i.site,
     i.layer,

@@ -15,4 +15,4 @@ select
     r.rank::integer as rank
 from computed_ranks as r
 join (select distinct fraction from computed_quotas) as q on r.entry <= q.fraction
-order by r.ranking, q.fraction, r.layer, r.neuron
+order by r.metric, r.site, r.task, q.fraction, r.layer, r.neuron

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from analysis import AnalysisSettings, analyse_run
+from analysis.steps import Steps
 from storage.catalog import open_connection
-from storage.sqlfiles import load_query
 
 # Each of (positions, neurons) float64, as the papers define them.
 IMPORTANCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -100,11 +100,11 @@ def random_numbers(seed: int, tasks: list[str], neurons: int) -> np.ndarray:
         """,
         {"tasks": tasks, "neurons": neurons},
     )
+    steps = Steps(connection, lambda step: None)
+    steps.intern(["run", "rand", "mlp", *tasks])
     params = {"run": "run", "sites": ["mlp"], "seed": seed}
-    parts = {"metrics": "rand", "order": "order by task, neuron"}
-    query = load_query("analysis", "importance").text.format(**parts)
-    rows = connection.execute(query, params).fetchnumpy()
-    return rows["importance"].reshape(len(tasks), neurons)
+    steps.run("importance", params, metrics="rand", order="order by task, neuron")
+    return steps.table("importance")["importance"].to_numpy().reshape(len(tasks), neurons)
 
 
 def test_rand_is_standard_normal_and_the_same_every_time() -> None:
