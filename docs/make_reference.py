@@ -15,8 +15,8 @@ from pydantic_core import PydanticUndefined
 from ray_app.cli import cli
 from ray_app.study import Study
 from storage import TABLES
-from storage.catalog import VIEWS
 from storage.sqlfiles import load_query
+from storage.views import VIEWS
 
 
 def tables_page() -> str:

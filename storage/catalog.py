@@ -1,13 +1,10 @@
-"""The SQL face of a store: DuckDB views over its files. The only module that imports DuckDB.
-
-The views read Parquet and JSON through globs and show only files that a commit record or an
-analysis manifest names, so they stay right while a capture goes on. They are plain DuckDB SQL:
-`view_statements` prints what any DuckDB client needs to use the store without this package.
-"""
+"""The SQL face of a store: connections with its views. The only module that imports DuckDB."""
 
 import contextlib
 import io
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +21,13 @@ from storage.errors import (
     QueryReadError,
 )
 from storage.files import StoreFiles
-from storage.schema import TABLES, Table
+from storage.schema import Table
 from storage.sqlfiles import load_query, quote
+from storage.views import committed_lists, files_variable, record_paths, view_statements
 
 __all__ = [
     "EXPORT_FORMATS",
-    "VIEWS",
+    "Following",
     "RowStream",
     "add_function",
     "connect",
@@ -45,15 +43,7 @@ __all__ = [
     "sorted_rows",
     "stream",
     "syntax_tree",
-    "view_statements",
-    "views_script",
 ]
-
-VIEWS = (
-    "committed_files", "commits", *TABLES, "runs", "tasks", "neuron_stats", "class_accuracy",
-    "pooled_activations", "top_activations", "activations", "neuron_pairs", "analyses",
-)  # fmt: skip
-"""Names of all views, each after those it reads."""
 
 _READING = (
     duckdb.StatementType.SELECT,
@@ -74,111 +64,6 @@ EXPORT_FORMATS = {
     "parquet": "format parquet, compression zstd",
 }
 """Options of DuckDB's COPY for each format that `export` writes."""
-
-Shape = str | list[Any] | dict[str, Any]
-"""A DuckDB type: its name, a list with the shape of the elements, or a dict of fields."""
-
-_FILE: Shape = {
-    "path": "varchar",
-    "table": "varchar",
-    "rows": "bigint",
-    "bytes": "bigint",
-    "sha256": "varchar",
-}
-
-# Fields of the JSON records that views read; those not named here are left to Python.
-_RECORDS: dict[str, tuple[str, dict[str, Shape]]] = {
-    "commit_records": (
-        "runs/*/commits/*/*.json",
-        {
-            "run": "varchar",
-            "task": "varchar",
-            "shard": "integer",
-            "num_samples": "bigint",
-            "num_tokens": "bigint",
-            "num_counted": "bigint",
-            "num_quarantined": "bigint",
-            "files": [_FILE],
-        },
-    ),
-    "compaction_records": (
-        "runs/*/compactions/*/*.json",
-        {"effective_ms": "bigint", "files": [_FILE], "replaces": ["varchar"]},
-    ),
-    "analysis_manifests": (
-        "analyses/*/analysis.json",
-        {
-            "analysis": "varchar",
-            "run": "varchar",
-            "created": "timestamp",
-            "parameters": "json",
-            "files": [_FILE],
-        },
-    ),
-    "run_records": (
-        "runs/*/run.json",
-        {
-            "run": "varchar",
-            "study": "varchar",
-            "created": "timestamp",
-            "reference": "varchar",
-            "capture": {
-                "top": "integer",
-                "pooled": ["varchar"],
-                "values": {"encoding": "varchar", "share": "double"},
-            },
-            "model": {
-                "source": "varchar",
-                "init": "varchar",
-                "dtype": "varchar",
-                "quantization": "varchar",
-                "architecture": "varchar",
-                "num_layers": "integer",
-                "num_neurons": "bigint",
-            },
-            "tasks": [
-                {
-                    "task": "varchar",
-                    "source": "varchar",
-                    "num_documents": "bigint",
-                    "num_empty": "bigint",
-                    "num_samples": "bigint",
-                    "num_tokens": "bigint",
-                    "num_counted": "bigint",
-                    "num_shards": "bigint",
-                }
-            ],
-            "shards": [{"task": "varchar", "shard": "integer"}],
-        },
-    ),
-}
-
-_REMOTE_CLIENT = """\
--- The store is in an object store: a client must be able to read its URL and list below it. For S3,
--- run these once in each session (the extensions are downloaded), then the statements below:
---     install httpfs; load httpfs; install aws; load aws;
---     create secret (type s3, provider credential_chain);
--- A server other than Amazon's also needs endpoint 'host:port', url_style 'path' and, without TLS,
--- use_ssl false in that secret. Python clients can pass an fsspec filesystem to
--- connection.register_filesystem instead and need no extension.
-"""
-
-_DUCKDB_TYPES = {
-    pa.bool_(): "boolean",
-    pa.int16(): "smallint",
-    pa.int8(): "tinyint",
-    pa.int32(): "integer",
-    pa.int64(): "bigint",
-    pa.float32(): "float",
-    pa.float64(): "double",
-    pa.string(): "varchar",
-    pa.binary(): "blob",
-    pa.list_(pa.int32()): "integer[]",
-    pa.list_(pa.float32()): "float[]",
-    pa.list_(pa.float64()): "double[]",
-    pa.list_(pa.string()): "varchar[]",
-    pa.list_(pa.bool_()): "boolean[]",
-}
 
 
 def connect(
@@ -218,6 +103,45 @@ def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -
         raise QueryReadError(
             f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
         ) from error
+
+
+class Following:
+    """Keeps the views of one connection on the files that are committed.
+
+    Views that look for committed files themselves do so in every query: for a small answer that is
+    most of the time. Here it is done when a record was written since, and tables are read from a
+    list of files.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, files: StoreFiles) -> None:
+        self._connection = connection
+        self._files = files
+        self._records: list[str] | None = None
+        self._until = math.inf
+        self._statements: list[str] = []
+        self._listed: set[str] = set()
+
+    def refresh(self) -> None:
+        """Let the views show what is committed now.
+
+        Raises:
+            QueryError: if a record is damaged, with its name.
+        """
+        records = record_paths(self._files)
+        if records == self._records and 1000 * time.time() < self._until:
+            return
+        rows = fetch(self._connection, committed_lists(self._files)).to_pylist()
+        found = {row["table_name"]: row["filenames"] for row in rows}
+        for table in self._listed | found.keys():
+            # Without files a table has another view.
+            params = {"filenames": found.get(table, [])}
+            statement = f"set variable {files_variable(table)} = $filenames::varchar[]"
+            execute(self._connection, statement, params)
+        statements = view_statements(self._files, listed=found.keys())
+        if statements != self._statements:
+            define_views(self._connection, statements)
+        self._records, self._statements, self._listed = records, statements, set(found)
+        self._until = min((row["until_ms"] or math.inf for row in rows), default=math.inf)
 
 
 def open_connection(
@@ -508,77 +432,3 @@ def _failed(error: Exception) -> QueryError:
             f"the store cannot be read, `actlake verify` names what is damaged: {error}"
         )
     return QueryError(str(error))
-
-
-def views_script(files: StoreFiles) -> str:
-    """A SQL script that defines all views, with a header that says what a client needs for it."""
-    header = f"-- DuckDB views of the store {files.root}\n"
-    if files.is_remote:
-        header += _REMOTE_CLIENT
-    return "\n".join([header, *view_statements(files)])
-
-
-def view_statements(files: StoreFiles) -> list[str]:
-    """``create view`` statements for every view, in an order in which they can be run."""
-    sources = {name: _record_source(files, name) for name in _RECORDS}
-    sources["root"] = quote(files.root)
-    statements = []
-    for name in VIEWS:
-        if name in TABLES:
-            query = load_query("storage", "committed_table")
-            body = query.text.format(
-                columns=_table_columns(TABLES[name]), files=_table_source(files, TABLES[name])
-            )
-            purpose, grain = TABLES[name].purpose, TABLES[name].grain
-        else:
-            query = load_query("storage", name)
-            body, purpose, grain = query.text.format(**sources), query.purpose, query.grain
-        statements.append(f"-- {purpose}\n-- {grain}\ncreate or replace view {name} as\n{body};\n")
-    return statements
-
-
-def _record_source(files: StoreFiles, name: str) -> str:
-    pattern, shape = _RECORDS[name]
-    if next(files.glob(pattern), None) is None:
-        return _empty({column: _type_text(field) for column, field in shape.items()})
-    query = load_query("storage", "json_records").text.format(
-        structure=quote(json.dumps(shape)), pattern=quote(f"{files.root}/{pattern}")
-    )
-    return f"({query})"
-
-
-def _table_source(files: StoreFiles, table: Table) -> str:
-    pattern = (
-        f"runs/*/{table.name}/**/*.parquet"
-        if table.owner == "run"
-        else f"analyses/*/{table.name}.parquet"
-    )
-    if next(files.glob(pattern), None) is None:
-        columns = {field.name: _DUCKDB_TYPES[field.type] for field in table.schema}
-        partitions = {key: _partition_type(key) for key in table.partitions}
-        return _empty(columns | partitions | {"filename": "varchar"})
-    path = quote(f"{files.root}/{pattern}")
-    types = ", ".join(f"{key}: {_partition_type(key)}" for key in table.partitions)
-    return f"read_parquet({path}, hive_partitioning = true, hive_types = {{{types}}})"
-
-
-def _partition_type(key: str) -> str:
-    return "smallint" if key == "layer" else "varchar"
-
-
-def _table_columns(table: Table) -> str:
-    return ", ".join(f't."{name}"' for name in (*table.partitions, *table.schema.names))
-
-
-def _empty(columns: dict[str, str]) -> str:
-    typed = ", ".join(f'null::{dtype} as "{column}"' for column, dtype in columns.items())
-    return f"(select {typed} where false)"
-
-
-def _type_text(shape: Shape) -> str:
-    if isinstance(shape, str):
-        return shape
-    if isinstance(shape, list):
-        return f"{_type_text(shape[0])}[]"
-    fields = ", ".join(f'"{name}" {_type_text(field)}' for name, field in shape.items())
-    return f"struct({fields})"

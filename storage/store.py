@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # Capture workers and drivers never query: they need not load DuckDB.
     import duckdb
 
+    from storage import catalog
     from storage.matrix import MatrixBlock
 
 __all__ = ["Store", "create_store", "open_store"]
@@ -27,7 +28,7 @@ class Store:
     def __init__(self, files: StoreFiles) -> None:
         self.files = files
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._views: list[str] = []
+        self._following: catalog.Following | None = None
 
     def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
         """Run one SQL query over the views of this store.
@@ -135,13 +136,10 @@ class Store:
         """The connection behind `sql`, made on first use; its views follow the store."""
         from storage import catalog
 
-        views = catalog.view_statements(self.files)
-        if self._connection is None:
+        if self._connection is None or self._following is None:
             self._connection = self.connect()
-        elif views != self._views:
-            # DuckDB cannot read a table without files: its view reads them once there are some.
-            catalog.define_views(self._connection, views)
-        self._views = views
+            self._following = catalog.Following(self._connection, self.files)
+        self._following.refresh()
         return self._connection
 
     def connect(
@@ -154,9 +152,9 @@ class Store:
 
     def views_sql(self) -> str:
         """SQL that defines all views, for any DuckDB client."""
-        from storage import catalog
+        from storage.views import views_script
 
-        return catalog.views_script(self.files)
+        return views_script(self.files)
 
     def runs(self) -> list[str]:
         """Ids of the runs, sorted."""

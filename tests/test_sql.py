@@ -10,8 +10,8 @@ import pytest
 
 from analysis.steps import Steps
 from storage import open_store
-from storage.catalog import VIEWS
 from storage.sqlfiles import Query, load_query, parse_query
+from storage.views import VIEWS
 
 PACKAGES = ("storage", "analysis", "ray_app")
 
@@ -110,7 +110,15 @@ def test_every_query_binds_on_an_empty_store(
 def test_every_other_file_is_a_view() -> None:
     # Views are bound when the connection is made, so binding covers all files.
     used = {
-        ("storage", name) for name in (*VIEWS, "committed_table", "json_records", "sorted_rows")
+        ("storage", name)
+        for name in (
+            *VIEWS,
+            "committed_table",
+            "committed_lists",
+            "listed_table",
+            "json_records",
+            "sorted_rows",
+        )
     }
     assert {key for key in sql_files() if is_view(key)} - used == set()
 

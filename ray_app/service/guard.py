@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from storage import ActlakeError, QueryError
-from storage.catalog import VIEWS
+from storage.views import VIEWS
 
 __all__ = ["QueryRefusedError", "allowed_functions", "check_tree"]
 

@@ -13,8 +13,9 @@ from analysis.neuron import NeuronView, open_neuron
 from analysis.summary import AnalysisView, has_analysis, newest_analysis, query_rows
 from ray_app.service.answers import json_ready
 from storage import TABLES, ActlakeError, Store
-from storage.catalog import VIEWS, fetch
+from storage.catalog import fetch
 from storage.sqlfiles import load_query
+from storage.views import VIEWS
 
 __all__ = ["QUESTIONS", "NotFoundError"]
 

@@ -60,21 +60,19 @@ class ServedStore(Store):
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(open_store(settings.store).files)
         self._freshness = settings.freshness_seconds
-        self._views = catalog.view_statements(self.files)
         self._locked = self.connect(
             threads=settings.threads, memory_limit=f"{settings.memory_mb}MB"
         )
         catalog.lock(self._locked, self.files)
+        self._views = catalog.Following(self._locked, self.files)
+        self._views.refresh()
         self._checked = time.monotonic()
 
     @property
     def connection(self) -> Any:
-        """The connection; tables that got their first file meanwhile are read."""
+        """The connection; it shows what was committed meanwhile."""
         if time.monotonic() - self._checked >= self._freshness:
-            views = catalog.view_statements(self.files)
-            if views != self._views:
-                catalog.define_views(self._locked, views)
-                self._views = views
+            self._views.refresh()
             self._checked = time.monotonic()
         return self._locked
 

@@ -8,8 +8,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from storage import TABLES, QueryError, Store, StoreError, open_store
-from storage.catalog import VIEWS, view_statements
+from storage import TABLES, QueryError, Store, StoreError, catalog, open_store
+from storage.views import VIEWS, committed_lists, view_statements
 
 
 @pytest.fixture
@@ -102,6 +102,31 @@ def test_a_store_that_was_opened_before_its_first_commit_sees_it(
     assert store.sql("select count(*) from stats").fetchall() == [(20,)]
     assert store.sql("select task, shard from commits").fetchall() == [("code", 0)]
     assert store.render("select study from runs", max_width=80, max_rows=5).count("hand-made") == 1
+
+
+def test_a_committed_file_that_is_gone_is_named_and_not_left_out(store: Store) -> None:
+    path = "runs/run=run-1/stats/task=code/stage-00/shard-00000.parquet"
+    store.files.local(path).unlink()
+    with pytest.raises(QueryError, match=path):
+        store.sql("select count(*) from stats").fetchall()
+
+
+def test_records_are_read_again_only_when_there_is_another(
+    builder: Any, activations: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder.add_shard("code", 0, activations(0))
+    store = builder.finish()
+    looked_up = []
+    monkeypatch.setattr(
+        catalog, "committed_lists", lambda files: looked_up.append(1) or committed_lists(files)
+    )
+    for _ in range(3):
+        assert store.sql("select sum(n) from stats").fetchall() == [(400,)]
+    assert len(looked_up) == 1
+    builder.add_shard("code", 1, activations(1))
+    for _ in range(3):
+        assert store.sql("select sum(n) from stats").fetchall() == [(800,)]
+    assert len(looked_up) == 2
 
 
 def test_rows_of_an_analysis_are_seen_once_its_manifest_is_written(store: Store) -> None:

@@ -11,7 +11,15 @@ from unittest.mock import patch
 import pyarrow as pa
 import pytest
 
-from storage import Store, StoreError, collect_garbage, compact_run, open_store, verify_store
+from storage import (
+    QueryError,
+    Store,
+    StoreError,
+    collect_garbage,
+    compact_run,
+    open_store,
+    verify_store,
+)
 
 ORDERS = {
     "stats": "task, site, layer, neuron, shard",
@@ -114,6 +122,17 @@ def test_old_files_are_read_until_the_record_takes_effect(store: Store) -> None:
     assert collect_garbage(store, seconds=30).paths == []
     assert parquet(store) > old
     assert verify_store(store).problems == []
+
+
+def test_a_connection_reads_the_new_files_from_when_the_record_takes_effect(store: Store) -> None:
+    before = answers(store)
+    made = [made.file.path for made in compact_run(store, "run-1", seconds_to_effect=1)]
+    assert answers(store) == before
+    for path in made:
+        store.files.local(path).unlink()
+    time.sleep(1)
+    with pytest.raises(QueryError, match=r"compacted/shards-00000"):
+        answers(store)
 
 
 def test_killed_between_file_and_record_nothing_changed_and_garbage_is_found(

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from storage import TABLES, Table, create_store
-from storage.catalog import VIEWS
 from storage.sqlfiles import load_query
+from storage.views import VIEWS
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)

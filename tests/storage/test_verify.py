@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from storage import Store, compact_run, layout, open_store, verify_store
+from storage import TABLES, Store, compact_run, layout, open_store, verify_store
 from storage.values import encode_rows, place_lists
 
 STATS = "runs/run=run-1/stats/task=code/stage-00/shard-00001.parquet"
@@ -168,7 +168,7 @@ def test_a_damaged_run_record_is_named(store: Store, content: str) -> None:
 def test_files_of_analyses_are_checked_too(store: Store) -> None:
     manifest = "analyses/analysis=a/analysis.json"
     file = store.files.put_table(
-        "analyses/analysis=a/stats.parquet", "stats", store.files.get_table(STATS)
+        "analyses/analysis=a/scores.parquet", "scores", TABLES["scores"].schema.empty_table()
     )
     store.files.put_json(manifest, {"analysis": "a", "files": [file.to_dict()]})
     report = verify_store(open_store(store.files.root))
