@@ -79,6 +79,15 @@ def connect(
     Raises:
         QueryError: if a file that a view needs is damaged.
     """
+    connection = _open_on(files, threads, memory_limit)
+    define_views(connection, view_statements(files))
+    return connection
+
+
+def _open_on(
+    files: StoreFiles, threads: int | None, memory_limit: str | None
+) -> duckdb.DuckDBPyConnection:
+    """A connection that can read the files of a store, without views."""
     connection = open_connection(threads=threads, memory_limit=memory_limit)
     # Files never change under their name, and footers of large ones take longer than their rows.
     connection.execute("set parquet_metadata_cache = true")
@@ -86,7 +95,6 @@ def connect(
     if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
         connection.register_filesystem(reader)
-    define_views(connection, view_statements(files))
     return connection
 
 
@@ -106,15 +114,19 @@ def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -
 
 
 class Following:
-    """Keeps the views of one connection on the files that are committed.
+    """A connection whose views are kept on the files that are committed.
 
     Views that look for committed files themselves do so in every query: for a small answer that is
     most of the time. Here it is done when a record was written since, and tables are read from a
     list of files.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, files: StoreFiles) -> None:
-        self._connection = connection
+    def __init__(
+        self, files: StoreFiles, *, threads: int | None = None, memory_limit: str | None = None
+    ) -> None:
+        """Open a connection without views; arguments as for `connect`."""
+        self.connection = _open_on(files, threads, memory_limit)
+        """The connection."""
         self._files = files
         self._records: list[str] | None = None
         self._until = math.inf
@@ -130,16 +142,16 @@ class Following:
         records = record_paths(self._files)
         if records == self._records and 1000 * time.time() < self._until:
             return
-        rows = fetch(self._connection, committed_lists(self._files)).to_pylist()
+        rows = fetch(self.connection, committed_lists(self._files)).to_pylist()
         found = {row["table_name"]: row["filenames"] for row in rows}
         for table in self._listed | found.keys():
             # Without files a table has another view.
             params = {"filenames": found.get(table, [])}
             statement = f"set variable {files_variable(table)} = $filenames::varchar[]"
-            execute(self._connection, statement, params)
+            execute(self.connection, statement, params)
         statements = view_statements(self._files, listed=found.keys())
         if statements != self._statements:
-            define_views(self._connection, statements)
+            define_views(self.connection, statements)
         self._records, self._statements, self._listed = records, statements, set(found)
         self._until = min((row["until_ms"] or math.inf for row in rows), default=math.inf)
 

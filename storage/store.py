@@ -27,7 +27,6 @@ class Store:
 
     def __init__(self, files: StoreFiles) -> None:
         self.files = files
-        self._connection: duckdb.DuckDBPyConnection | None = None
         self._following: catalog.Following | None = None
 
     def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
@@ -136,11 +135,10 @@ class Store:
         """The connection behind `sql`, made on first use; its views follow the store."""
         from storage import catalog
 
-        if self._connection is None or self._following is None:
-            self._connection = self.connect()
-            self._following = catalog.Following(self._connection, self.files)
+        if self._following is None:
+            self._following = catalog.Following(self.files)
         self._following.refresh()
-        return self._connection
+        return self._following.connection
 
     def connect(
         self, *, threads: int | None = None, memory_limit: str | None = None

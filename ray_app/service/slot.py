@@ -60,25 +60,24 @@ class ServedStore(Store):
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(open_store(settings.store).files)
         self._freshness = settings.freshness_seconds
-        self._locked = self.connect(
-            threads=settings.threads, memory_limit=f"{settings.memory_mb}MB"
+        self._locked = catalog.Following(
+            self.files, threads=settings.threads, memory_limit=f"{settings.memory_mb}MB"
         )
-        catalog.lock(self._locked, self.files)
-        self._views = catalog.Following(self._locked, self.files)
-        self._views.refresh()
+        catalog.lock(self._locked.connection, self.files)
+        self._locked.refresh()
         self._checked = time.monotonic()
 
     @property
     def connection(self) -> Any:
         """The connection; it shows what was committed meanwhile."""
         if time.monotonic() - self._checked >= self._freshness:
-            self._views.refresh()
+            self._locked.refresh()
             self._checked = time.monotonic()
-        return self._locked
+        return self._locked.connection
 
     def interrupt(self) -> None:
         """Stop the query that another thread runs."""
-        catalog.interrupt(self._locked)
+        catalog.interrupt(self._locked.connection)
 
 
 class Slot:
