@@ -278,8 +278,12 @@ def file_problem(files: StoreFiles, file: dict[str, Any]) -> str | None:
 
 
 def _count_problems(store: Store) -> Iterator[str]:
+    # DuckDB only loads where stores are queried.
+    from storage.catalog import fetch
+
     try:
-        rows = store.table(load_query("storage", "reconcile").text).to_pylist()
+        # By the views that other clients use: what keeps those from reading is a problem too.
+        rows = fetch(store.connect(), load_query("storage", "reconcile").text).to_pylist()
     except QueryError as error:
         yield f"the tables cannot be read: {error}"
         return

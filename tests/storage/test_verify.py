@@ -204,6 +204,8 @@ def test_tables_that_cannot_be_read_are_a_problem_too(
     [problem] = problems(store)
     assert problem.startswith("the tables cannot be read: the store cannot be queried, ")
     assert tokens.path in problem
+    # Questions to the store itself go to committed files alone.
+    assert store.sql("select distinct shard from tokens").fetchall() == [(1,)]
 
 
 WIDTHS = {("attn", 0): 4, ("mlp", 0): 6, ("attn", 1): 4, ("mlp", 1): 6}
