@@ -11,7 +11,7 @@ which names the numbers below.
 
 import zlib
 from collections.abc import Sequence
-from itertools import groupby
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,6 +50,12 @@ _Bytes = bytes | memoryview
 
 _LEVELS: _Field = _T_I32, _RLE
 
+_SMALL = 1 << 16
+"""Bytes below which it is dearer to write apart than to copy."""
+
+_FEW = 1 << 10
+"""Bytes of a column that are not worth compressing."""
+
 _MOST_ROWS = 2**28
 """Of a row group: the size of a page has 31 bits, and no column takes 8 bytes a row."""
 
@@ -63,7 +69,8 @@ class UnnestingWriter:
     Each batch is a row group. A row of it becomes as many rows as its lists are long: columns of
     lists are unnested side by side, all others are repeated. Lists may be of int8, int32, float16
     or float32. Those of float16 are stored as they are, because compressing them saves a tenth and
-    takes longer than all else; other columns are compressed. Every page has its checksum.
+    takes longer than all else, as are columns of a few bytes; others are compressed. Every page has
+    its checksum.
     """
 
     def __init__(self, file: BinaryIO, schema: pa.Schema, *, bounds: Sequence[str] = ()) -> None:
@@ -81,6 +88,7 @@ class UnnestingWriter:
         self._schema = schema
         self._bounds = frozenset(bounds)
         self._offset = 0
+        self._waiting = bytearray()
         self._types: list[pa.DataType] | None = None
         self._groups: list[_Field] = []
         self._last: dict[str, tuple[pa.Array, np.ndarray, _Column]] = {}
@@ -115,8 +123,7 @@ class UnnestingWriter:
         start, size, chunks = self._offset, 0, []
         for known, dtype in zip(self._schema, types, strict=True):
             column = self._column(batch[known.name], known, dtype, lengths)
-            metadata = self._chunk(known.name, column, num_rows)
-            chunks.append((_T_STRUCT, _struct({2: (_T_I64, 0), 3: (_T_STRUCT, metadata)})))
+            chunks.append((_T_STRUCT, self._chunk(column)))
             size += column.raw_size
         group = {
             1: (_T_LIST, chunks),
@@ -139,30 +146,22 @@ class UnnestingWriter:
             return last[2]
         make = _unnested if pa.types.is_list(rows.type) else _repeated
         column = make(rows, known, dtype, lengths)
+        column.describe(known.name, with_bounds=known.name in self._bounds)
         self._last[known.name] = rows, lengths, column
         return column
 
-    def _chunk(self, name: str, column: "_Column", num_rows: int) -> bytes:
+    def _chunk(self, column: "_Column") -> bytes:
         """Write the pages of a column; gives its entry in the footer."""
         start = self._offset
         for part in column.parts:
             self._write(part)
-        fields: dict[int, _Field] = {
-            1: (_T_I32, _PHYSICAL[column.dtype]),
-            2: (_T_LIST, [(_T_I32, code) for code in sorted({_PLAIN, _RLE, column.encoding})]),
-            3: (_T_LIST, [(_T_BINARY, name.encode())]),
-            4: (_T_I32, column.codec),
-            5: (_T_I64, num_rows),
-            6: (_T_I64, column.raw_size),
-            7: (_T_I64, self._offset - start),
-            9: (_T_I64, start + column.data_page),
-        }
+        # What comes before and after the places of the pages is the same wherever they are.
+        before, after = column.entry
+        places: dict[int, _Field] = {9: (_T_I64, start + column.data_page)}
         if column.data_page:
-            fields[11] = _T_I64, start
-        if name in self._bounds and column.bounds is not None:
-            least, greatest = column.bounds
-            fields[12] = _T_STRUCT, _struct({5: (_T_BINARY, greatest), 6: (_T_BINARY, least)})
-        return _struct(fields)
+            places[11] = _T_I64, start
+        metadata = before + _fields(places, after=7) + after
+        return _struct({2: (_T_I64, 0), 3: (_T_STRUCT, metadata)})
 
     def _end(self) -> None:
         types = self._types or [known.type for known in self._schema]
@@ -182,9 +181,17 @@ class UnnestingWriter:
         )
         self._write(footer)
         self._write(len(footer).to_bytes(4, "little") + _MAGIC)
+        self._file.write(self._waiting)
 
     def _write(self, data: _Bytes) -> None:
-        self._file.write(data)
+        """Write, small parts together: a page of values comes with a dozen of them."""
+        if len(data) < _SMALL:
+            self._waiting += data
+        else:
+            if self._waiting:
+                self._file.write(self._waiting)
+                self._waiting = bytearray()
+            self._file.write(data)
         self._offset += len(data)
 
 
@@ -213,20 +220,48 @@ class _Column:
         """
         self.dtype = dtype
         self.encoding = encoding
+        self.num_rows = num_rows
         self.bounds = bounds
-        self.codec = _UNCOMPRESSED if dtype == pa.float16() else _ZSTD
+        size = sum(len(part) for part in parts) + len(dictionary or b"")
+        # Compressing half precision saves a tenth and takes longer than all else; of a few runs it
+        # saves nothing.
+        self.codec = _UNCOMPRESSED if dtype == pa.float16() or size < _FEW else _ZSTD
         self.parts: list[_Bytes] = []
         self.raw_size = 0
         """Bytes before compression, with headers."""
         self.data_page = 0
         """Where the data page begins, after the page of the dictionary."""
+        self.entry = b"", b""
+        """Its entry in the footer, before and after the places of its pages."""
         if dictionary is not None:
-            size = len(dictionary) // _BYTES[_PHYSICAL[dtype]]
-            values = _struct({1: (_T_I32, size), 2: (_T_I32, _PLAIN)})
+            distinct = len(dictionary) // _BYTES[_PHYSICAL[dtype]]
+            values = _struct({1: (_T_I32, distinct), 2: (_T_I32, _PLAIN)})
             self._add_page(_DICTIONARY_PAGE, 7, values, [dictionary])
             self.data_page = sum(len(part) for part in self.parts)
         header = _struct({1: (_T_I32, num_rows), 2: (_T_I32, encoding), 3: _LEVELS, 4: _LEVELS})
         self._add_page(_DATA_PAGE, 5, header, parts)
+
+    def describe(self, name: str, *, with_bounds: bool) -> None:
+        """Make `entry`, once all pages are there."""
+        encodings = sorted({_PLAIN, _RLE, self.encoding})
+        before = _fields(
+            {
+                1: (_T_I32, _PHYSICAL[self.dtype]),
+                2: (_T_LIST, [(_T_I32, encoding) for encoding in encodings]),
+                3: (_T_LIST, [(_T_BINARY, name.encode())]),
+                4: (_T_I32, self.codec),
+                5: (_T_I64, self.num_rows),
+                6: (_T_I64, self.raw_size),
+                7: (_T_I64, sum(len(part) for part in self.parts)),
+            }
+        )
+        after = b"\0"
+        if with_bounds and self.bounds is not None:
+            least, greatest = self.bounds
+            statistics = _struct({5: (_T_BINARY, greatest), 6: (_T_BINARY, least)})
+            last = 11 if self.data_page else 9
+            after = _fields({12: (_T_STRUCT, statistics)}, after=last) + after
+        self.entry = before, after
 
     def _add_page(self, kind: int, header_id: int, header: bytes, parts: Sequence[_Bytes]) -> None:
         raw = sum(len(part) for part in parts)
@@ -368,12 +403,12 @@ def _section(levels: bytes) -> bytes:
 
 def _runs(numbers: np.ndarray, counts: np.ndarray, num_bytes: int) -> bytes:
     """Numbers, each so many times, as few runs."""
-    pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-    merged = (
-        (number, sum(count for _, count in same))
-        for number, same in groupby(pairs, lambda pair: pair[0])
-    )
-    return b"".join(_run(number, count, num_bytes) for number, count in merged if count)
+    numbers, counts = numbers[counts > 0], counts[counts > 0]
+    if not len(numbers):
+        return b""
+    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+    runs = zip(numbers[starts].tolist(), np.add.reduceat(counts, starts).tolist(), strict=True)
+    return b"".join(_run(number, count, num_bytes) for number, count in runs)
 
 
 def _run(number: int, count: int, num_bytes: int) -> bytes:
@@ -381,9 +416,8 @@ def _run(number: int, count: int, num_bytes: int) -> bytes:
     return _varint(count << 1) + int(number).to_bytes(num_bytes, "little")
 
 
+@lru_cache(1 << 12)
 def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return bytes((number,))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -394,13 +428,17 @@ def _varint(number: int) -> bytes:
 
 def _struct(fields: dict[int, _Field]) -> bytes:
     """A struct of Thrift's compact protocol; its fields are in the order of their ids."""
+    return _fields(fields) + b"\0"
+
+
+def _fields(fields: dict[int, _Field], *, after: int = 0) -> bytes:
+    """Some fields of a struct, those that come after the one of id `after`."""
     out = bytearray()
-    last = 0
+    last = after
     for number, (kind, value) in fields.items():
         out.append((number - last) << 4 | kind)  # No two of our ids are 16 or more apart.
         out += _value(kind, value)
         last = number
-    out.append(0)
     return bytes(out)
 
 

@@ -25,7 +25,7 @@ __all__ = [
 
 Encoding = Literal["float32", "float16", "int8"]
 
-_GROUP_VALUES = 1 << 18
+_GROUP_VALUES = 1 << 19
 """Rows of a row group. Measured: larger ones make a query for one neuron read more of others,
 smaller ones make it look at more of them."""
 _GROUP_NEURONS = 4
@@ -83,8 +83,11 @@ def encode_rows(z: np.ndarray, encoding: Encoding) -> dict[str, pa.Array]:
         with np.errstate(over="ignore"):  # Found below.
             half = z.astype(np.float16, copy=False)
         columns["value"] = _lists(half)
-        # Without their signs, the bits of numbers are in the order of the numbers.
-        peak = (half.view(np.uint16) & np.uint16(0x7FFF)).max(1, initial=0).view(np.float16)
+        # Without their signs, the bits of numbers are in the order of the numbers. Of numbers with
+        # two's complement, positive ones are the greatest; without, negative ones are.
+        highest = half.view(np.int16).max(1, initial=0).view(np.uint16)
+        lowest = half.view(np.uint16).max(1, initial=1 << 15) & np.uint16(0x7FFF)
+        peak = np.maximum(highest, lowest).view(np.float16)
         if np.isinf(peak).any():
             raise HalfOverflowError(int(np.isinf(peak).argmax()))
         # Ten binary digits after the first; below 2^-14 numbers are 2^-24 apart everywhere.

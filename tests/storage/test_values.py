@@ -214,8 +214,9 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     data = bytearray(path.read_bytes())
     whole = bytes(data)
-    middle = pages.data_page_offset + pages.total_compressed_size // 2
-    data[middle] ^= 0xFF
+    # The page of values is the last of the column.
+    last = pages.dictionary_page_offset + pages.total_compressed_size - 1
+    data[last] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(DamagedFileError, match=f"cannot read {path}: .*CRC.*`actlake verify`"):
         store.matrix("mlp", 0, "code", neurons=[14])
