@@ -301,10 +301,10 @@ class _Report:
 
     def _routing(self, found: Variant) -> list[Figure]:
         routers = (
-            "Experts that a token keeps in every layer that has them are the share chosen by: "
-            "truth, those with the largest mass, the sum of absolute activations, which takes "
-            "computing all; learned, a small network that reads the MLP's input; centroid, those "
-            "whose mean row is nearest to it; random."
+            "Each token keeps a share of the experts of every layer that has them, chosen by: "
+            "truth, the largest mass, which is the sum of absolute activations and takes computing "
+            "all; learned, a small network that reads the input of the MLP; centroid, the mean "
+            "rows that are nearest to that input; random, chance."
         )
         lines = {
             "kind": "lines", "panels": ["experts", "method", "task"], "x": "share_of_experts",
