@@ -9,6 +9,9 @@ from typing import Any
 
 __all__ = ["render_page"]
 
+_MODULES = ("shared/format.js", "shared/dom.js", "shared/charts.js", "shared/table.js", "report.js")
+"""The scripts of the page, each after those that it imports."""
+
 
 def render_page(report: dict[str, Any]) -> str:
     """The page of a report, as HTML.
@@ -17,10 +20,14 @@ def render_page(report: dict[str, Any]) -> str:
     text, never as markup. A content security policy lets nothing run but that script, and nothing
     be loaded.
 
+    The script is one module that holds those of `_MODULES`: a page on a disk can import none. The
+    service serves the shared ones as they are.
+
     Args:
         report: from `analysis.report.make_report`.
     """
-    style, script = _part("report.css"), _part("report.js")
+    style = _part("shared/base.css") + _part("report.css")
+    script = "".join(map(_inlined, _MODULES))
     parts = {
         "style": style,
         "style_hash": _hash(style),
@@ -34,6 +41,11 @@ def render_page(report: dict[str, Any]) -> str:
 
 def _part(name: str) -> str:
     return (files("analysis") / "web" / name).read_text(encoding="utf-8")
+
+
+def _inlined(name: str) -> str:
+    """A module without its imports and exports: all modules of the page stand in one."""
+    return re.sub(r"^(?:import \{[^}]*\} from \S+;\n|export )", "", _part(name), flags=re.MULTILINE)
 
 
 def _hash(source: str) -> str:

@@ -6,15 +6,16 @@ those rows of its query that its controls leave, so fractions and measures can b
 
 import json
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import isfinite
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.errors import AnalysisError
 from analysis.summary import query_rows
+from analysis.variants import Variant, names_of, variants_of
 from storage import Store
 from storage.sqlfiles import filled, load_query
 
@@ -33,8 +34,8 @@ def make_report(store: Store, run: str | None = None) -> dict[str, Any]:
     """Everything that the page shows, JSON-ready.
 
     A run is shown beside its random twin: the newest run of the same model and the same tasks with
-    random weights. Of several analyses of one kind and run, the newest is shown and the others
-    are named.
+    random weights. Analyses of one kind and run with different settings are choices of one section,
+    the newest first; of those with the same settings, the newest is shown and the others are named.
 
     Args:
         store: the store.
@@ -42,8 +43,9 @@ def make_report(store: Store, run: str | None = None) -> dict[str, Any]:
             given.
 
     Returns:
-        ``store`` (its place), ``labels`` of runs, ``parts`` (each with a title and sections of
-        figures) and ``queries`` (each with sql, columns and data, column by column).
+        ``store`` (its name), ``labels`` of runs, ``parts`` (each with a title and sections; see
+        `analysis/web/report.js`) and ``queries`` (each with sql, columns and data, column by
+        column).
 
     Raises:
         AnalysisError: if the store has no run.
@@ -58,13 +60,16 @@ def make_report(store: Store, run: str | None = None) -> dict[str, Any]:
             f"{store.files.root} has no run to report on: make one with `actlake capture STUDY "
             f"--store {store.files.root}`."
         )
+    for row in runs:
+        row["model"] = store.run_record(row["run"])["model"]["source"]
     shown = [row["run"] for row in runs if run in (None, row["run"])]
     report = _Report(store, runs)
     parts = [report.subject(subject) for subject in _subjects(runs, shown)]
     parts += report.comparisons(shown)
     parts += report.alignments(shown)
     return {
-        "store": store.files.root,
+        # Not its place: the page is passed on to people who need not know this machine's folders.
+        "store": PurePosixPath(store.files.root).name,
         "labels": report.labels,
         "parts": parts,
         "queries": report.queries,
@@ -86,30 +91,6 @@ def _are_twins(run: dict[str, Any], other: dict[str, Any]) -> bool:
     return same and other["init"] == "random"
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An analysis, and what is older of its kind."""
-
-    id: str
-    parameters: dict[str, Any]
-    older: list[str]
-
-    @property
-    def metric(self) -> str:
-        """'abs' if it has it, else its first."""
-        metrics = self.parameters["metrics"]
-        return "abs" if "abs" in metrics else metrics[0]
-
-    def note(self) -> str:
-        """What it is called and shows, and what else there is."""
-        others = [metric for metric in self.parameters["metrics"] if metric != self.metric]
-        told = f"Analysis {self.id}, metric {self.metric}"
-        told += f" (it also has {', '.join(others)})." if others else "."
-        if self.older:
-            told += f" Older ones are not shown: {', '.join(self.older)}."
-        return told
-
-
 class _Report:
     """Collects queries, and makes parts of what they found."""
 
@@ -127,21 +108,35 @@ class _Report:
 
     def subject(self, runs: list[str]) -> Section:
         """One run, with its random twin if there is one."""
-        sections = [self._overview(runs)]
-        if len(runs) == 1 and self._init[runs[0]] != "random":
-            ask = f"actlake capture STUDY --store {self._place()} --new-run --set model.init=random"
-            sections[0]["notes"] = [f"It has no random twin to stand beside it: `{ask}` makes one."]
-        sections += self._selections(runs)
+        sections = [self._overview(runs), *self._selections(runs)]
         for run in runs:
-            if run == runs[0] or self._newest("ablation_effects", run):
-                sections.append(self._pruning(run))
-            if run == runs[0] or self._newest("cross_evaluations", run):
-                sections.append(self._crossing(run))
+            sections += self._measured(run, is_first=run == runs[0])
         twin = " and its random twin" if len(runs) > 1 else ""
         return {"title": self._label(runs[0]) + twin, "sections": sections}
 
+    def _measured(self, run: str, *, is_first: bool) -> list[Section]:
+        """What the model was put through; what it was not is told of the first run alone."""
+        of = f"--run {shlex.quote(run)}"
+        made = []
+        for title, table, figures, nothing, command in (
+            ("Pruning curves", "ablation_effects", self._pruning,
+             "Nothing was pruned yet", f"ablate STORE {of}"),
+            ("Cross-evaluation", "cross_evaluations", self._crossing,
+             "Nothing was cross-evaluated yet", f"crosseval STORE {of}"),
+            ("Routing", "routing", self._routing,
+             "No token was routed to experts, which `actlake experts` makes, yet",
+             "routing STORE EXPERTS"),
+        ):  # fmt: skip
+            variants = self._variants(table, run)
+            if variants:
+                notes = {one.id: [f"Of {self._label(run)}. {one.note()}"] for one in variants}
+                made.append(self._section(title, variants, figures, notes))
+            elif is_first:
+                made.append(_missing(title, nothing, command))
+        return made
+
     def comparisons(self, runs: list[str]) -> list[Section]:
-        """Every two runs of which one is shown and that were compared, the newest drift of each."""
+        """Every two runs of which one is shown and that were compared."""
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self._analyses:
             pair = row["run"], row["parameters"].get("run_b")
@@ -149,18 +144,21 @@ class _Report:
                 found.setdefault(pair, []).append(row)
         if not found:
             text = "No two runs were compared yet"
-            missing = self._missing("Runs compared", text, "drift", "RUN_A RUN_B")
+            missing = _missing("Runs compared", text, "drift STORE RUN_A RUN_B")
             return [{"title": "Between runs", "sections": [missing]}]
-        return [
-            {
-                "title": f"From {self._label(a)} (A) to {self._label(b)} (B)",
-                "sections": self._drift(_found(rows)),
-            }
-            for (a, b), rows in found.items()
-        ]
+        made = []
+        for (a, b), rows in found.items():
+            variants = variants_of(rows)
+            sections = [
+                self._section("Persistence", variants, self._persistence),
+                self._section("Drift", variants, self._drift),
+            ]
+            title = f"From {self._label(a)} (A) to {self._label(b)} (B)"
+            made.append({"title": title, "sections": [one for one in sections if one["choices"]]})
+        return made
 
     def alignments(self, runs: list[str]) -> list[Section]:
-        """Experts and selections, for all runs that were aligned together: the newest of each."""
+        """Experts and selections, for all runs that were aligned together."""
         found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in self._analyses:
             of = tuple(sorted(row["parameters"].get("references", ())))
@@ -168,15 +166,18 @@ class _Report:
                 found.setdefault(of, []).append(row)
         if not found:
             text = "No experts, which `actlake experts` makes, were compared with selections yet"
-            missing = self._missing("Experts", text, "align", "EXPERTS")
+            missing = _missing("Experts", text, "align STORE EXPERTS")
             return [{"title": "Experts", "sections": [missing]}]
-        return [
-            {
-                "title": f"Experts and selections of {', '.join(map(self._label, of))}",
-                "sections": self._alignment(_found(rows)),
-            }
-            for of, rows in found.items()
-        ]
+        made = []
+        for of, rows in found.items():
+            variants = variants_of(rows)
+            sections = [
+                self._section("Alignment by layer", variants, self._alignment),
+                self._section("Experts x tasks", variants, self._enrichment),
+            ]
+            title = f"Experts and selections of {', '.join(map(self._label, of))}"
+            made.append({"title": title, "sections": sections})
+        return made
 
     def _overview(self, runs: list[str]) -> Section:
         figures = self._figures(
@@ -193,57 +194,77 @@ class _Report:
                 "how often what is right is the most probable, or among the ten most probable.",
             },
         )  # fmt: skip
-        return {"title": "Model and tasks", "figures": figures}
+        notes = []
+        if len(runs) == 1 and self._init[runs[0]] != "random":
+            ask = "actlake capture STUDY --store STORE --new-run --set model.init=random"
+            notes = [f"It has no random twin to stand beside it: `{ask}` makes one."]
+        choice = {"name": runs[0], "notes": notes, "figures": figures}
+        return {"title": "Model and tasks", "choices": [choice]}
 
     def _selections(self, runs: list[str]) -> list[Section]:
         """Overlap and layer profiles, trained beside random."""
         titles = ("Overlap of tasks", "Layers")
-        found = self._newest("overlap", runs[0])
-        if found is None:
-            text, ask = "The run was not analysed yet", f"--run {shlex.quote(runs[0])}"
-            return [self._missing(title, text, "analyse", ask) for title in titles]
-        beside = [found]
-        for twin in runs[1:]:
-            of_twin = self._newest("overlap", twin, metric=found.metric)
-            beside += [of_twin] if of_twin else []
-        notes = [one.note() for one in beside]
-        if len(beside) < len(runs):
-            ask = f"actlake analyse {self._place()} --run {shlex.quote(runs[1])}"
-            notes.append(f"The random twin has no analysis of {found.metric}: `{ask}` makes one.")
-        params = {"analyses": [one.id for one in beside], "metric": found.metric}
-        overlap = self._figures(
-            "report_overlap", params,
+        found = self._variants("overlap", runs[0])
+        if not found:
+            text, command = "The run was not analysed yet", "analyse STORE --run "
+            return [_missing(title, text, command + shlex.quote(runs[0])) for title in titles]
+        beside = {one.id: [one, *self._like(one, runs[1:])] for one in found}
+        notes = {name: [one.note() for one in shown] for name, shown in beside.items()}
+        for told in notes.values():
+            if len(told) < len(runs):
+                ask = f"actlake analyse STORE --run {shlex.quote(runs[1])}"
+                told.append(f"The random twin has no analysis like it: `{ask}` makes one.")
+        overlap = self._section(titles[0], found, lambda one: self._overlap(beside[one.id]), notes)
+        layers = self._section(titles[1], found, lambda one: self._layers(beside[one.id]), notes)
+        if not overlap["choices"]:  # A selection has one task besides the reference.
+            overlap = {
+                "title": titles[0],
+                "missing": "The run has no two tasks besides its reference.",
+            }
+        return [overlap, layers]
+
+    def _like(self, variant: Variant, twins: list[str]) -> list[Variant]:
+        """Of each twin the overlap with the most nearly same settings; none if too far."""
+        near = []
+        for twin in twins:
+            others = [
+                one
+                for one in self._variants("overlap", twin)
+                if variant.metric in one.parameters["metrics"]
+                and variant.parameters["within"] == one.parameters["within"]
+            ]
+            # The newest of those that are equally near.
+            near += [max(others, key=variant.likeness)] if others else []
+        return near
+
+    def _overlap(self, beside: list[Variant]) -> list[Figure]:
+        return self._figures(
+            "report_overlap", _selected(beside),
             {
                 "kind": "heat", "title": "Neurons that two tasks share",
                 "controls": [_FRACTION], "panels": ["site", "run"],
-                "row": "task_a", "column": "task_b", "value": "share_of_a", "percent": True,
+                "row": "task_a", "column": "task_b", "value": "share_of_a",
+                "percent": ["share_of_a"],
                 "text": "Percent of the neurons selected for the row's task that are selected for "
                 "the column's as well, over the whole model. By chance it is the fraction.",
             },
         )  # fmt: skip
-        layers = self._figures(
-            "report_layers", params,
+
+    def _layers(self, beside: list[Variant]) -> list[Figure]:
+        return self._figures(
+            "report_layers", _selected(beside),
             {
                 "kind": "lines", "title": "Where selected neurons lie",
                 "controls": [_FRACTION], "panels": ["site", "run"], "x": "layer",
-                "series": ["task"], "values": [{"column": "share"}], "percent": True, "zero": True,
+                "series": ["task"], "values": [{"column": "share"}], "percent": ["share"],
+                "zero": True,
                 "text": "Percent of each task's selected neurons that lie in each layer.",
             },
         )  # fmt: skip
-        made = []
-        for title, figures in zip(titles, (overlap, layers), strict=True):
-            section = {"title": title, "notes": notes, "figures": figures}
-            # An overlap has two tasks besides the reference; a selection has one.
-            nothing = {"title": title, "missing": "The run has no two tasks besides its reference."}
-            made.append(section if figures else nothing)
-        return made
 
-    def _pruning(self, run: str) -> Section:
-        title, found = "Pruning curves", self._newest("ablation_effects", run)
-        if found is None:
-            return self._missing(title, "Nothing was pruned yet", "ablate", f"--run {run}")
+    def _pruning(self, found: Variant) -> list[Figure]:
         controls = [{"column": "measure"}, {"column": "kind", "name": "replaced by"}]
-        figures = self._figures(
+        return self._figures(
             "report_curves", {"analysis": found.id},
             {
                 "kind": "lines", "title": "A task without its own neurons, and without random ones",
@@ -265,50 +286,76 @@ class _Report:
                 "interval over samples and controls.",
             },
         )  # fmt: skip
-        return {
-            "title": title,
-            "notes": [f"Of {self._label(run)}. {found.note()}"],
-            "figures": figures,
-        }
 
-    def _crossing(self, run: str) -> Section:
-        title, found = "Cross-evaluation", self._newest("cross_evaluations", run)
-        if found is None:
-            return self._missing(
-                title, "Nothing was cross-evaluated yet", "crosseval", f"--run {run}"
-            )
-        target = found.parameters["target"]
-        figures = self._figures(
+    def _crossing(self, found: Variant) -> list[Figure]:
+        return self._figures(
             "cross_matrix", {"analysis": found.id},
             {
                 "kind": "heat", "title": "What pruning for one task leaves of each",
-                "row": "task", "column": "evaluated", "value": "ratio", "percent": True,
-                "text": f"Percent of each column's top-1 accuracy that is left when the row's task "
-                f"is pruned to {target:.0%} of its own. Rows whose target was not reached lost all "
-                "neurons: see reached in the rows.",
+                "row": "task", "column": "evaluated", "value": "ratio", "percent": ["ratio"],
+                "text": "Percent of each column's top-1 accuracy that is left when the row's task "
+                f"is pruned to {found.parameters['target']:.0%} of its own. Rows whose target was "
+                "not reached lost all neurons: see reached in the rows.",
             },
         )  # fmt: skip
-        return {
-            "title": title,
-            "notes": [f"Of {self._label(run)}. {found.note()}"],
-            "figures": figures,
-        }
 
-    def _drift(self, found: _Found) -> list[Section]:
-        params = {"analysis": found.id, "metric": found.metric}
+    def _routing(self, found: Variant) -> list[Figure]:
+        routers = (
+            "Each token keeps a share of the experts of every layer that has them, chosen by: "
+            "truth, the largest mass, which is the sum of absolute activations and takes computing "
+            "all; learned, a small network that reads the input of the MLP; centroid, the mean "
+            "rows that are nearest to that input; random, chance."
+        )
+        lines = {
+            "kind": "lines", "panels": ["experts", "method", "task"], "x": "share_of_experts",
+            "series": ["router"],
+        }  # fmt: skip
+        masses = ["mass_kept", "mass_kept_std", "mass_ratio", "mass_ratio_std"]
+        percent = ["share_of_experts", *masses, "top1", "top1_lower", "top1_upper"]
+        return self._figures(
+            "report_routing", {"analysis": found.id},
+            {
+                **lines, "title": "Mass that routers keep", "present": ["mass_kept"],
+                "picks": [
+                    {"column": "mass_kept", "spread": "mass_kept_std",
+                     "name": "share of a token's mass"},
+                    {"column": "mass_ratio", "spread": "mass_ratio_std",
+                     "name": "share of the most that so many experts hold"},
+                ],
+                "percent": percent, "zero": True,
+                "text": f"{routers} Mean over layers; shaded: one standard deviation over layers, "
+                "if there are several.",
+            },
+            {
+                **lines, "title": "Accuracy with the experts that routers keep",
+                "picks": [
+                    {"column": "top1", "lower": "top1_lower", "upper": "top1_upper",
+                     "name": "top-1"},
+                    {"column": "loss", "lower": "loss_lower", "upper": "loss_upper",
+                     "name": "loss (nats)"},
+                ],
+                "percent": percent, "free": True,
+                "text": "How well the task is predicted with these experts and nothing of the "
+                "others, beside all of them (all). Shaded: 95 % interval over samples of the "
+                "change against all. Every panel has its own scale.",
+            },
+        )  # fmt: skip
+
+    def _drift(self, found: Variant) -> list[Figure]:
         picks = [
             {"column": "correlation", "name": "rank correlation of importance"},
             {"column": "error_median", "name": "median relative error of importance"},
             {"column": "share_of_a", "name": "share of A's selection that B selects"},
         ]
-        drift = self._figures(
-            "report_drift", params,
+        percent = ["share_of_a", "top1_difference"]
+        return self._figures(
+            "report_drift", {"analysis": found.id, "metric": found.metric},
             {
                 "kind": "table", "title": "Drift by task", "absent": ["layer"],
                 "controls": [_FRACTION], "panels": ["site"],
                 "columns": ["task", "correlation", "error_median", "error_p90", "share_of_a",
                             "lift", "loss_difference", "top1_difference"],
-                "percent": ["share_of_a", "top1_difference"],
+                "percent": percent,
                 "text": "Over the whole model: Spearman's correlation of importance in A and B, "
                 "its relative error, the share of A's selection that B shares, and B - A of loss "
                 "and top-1.",
@@ -316,11 +363,13 @@ class _Report:
             {
                 "kind": "lines", "title": "Drift by layer", "present": ["layer"],
                 "controls": [_FRACTION], "picks": picks, "panels": ["site"], "x": "layer",
-                "series": ["task"],
+                "series": ["task"], "percent": percent,
             },
         )  # fmt: skip
-        made: list[Section] = []
-        persistence = self._figures(
+
+    def _persistence(self, found: Variant) -> list[Figure]:
+        params = {"analysis": found.id, "metric": found.metric}
+        return self._figures(
             "persistence_rows", params,
             {
                 "kind": "table", "title": "Do tasks share neurons in the same way?",
@@ -333,23 +382,21 @@ class _Report:
             "report_persistence", params,
             {
                 "kind": "lines", "title": "Layers of all selected neurons",
-                "controls": [_FRACTION], "panels": ["site"], "x": "layer", "percent": True,
+                "controls": [_FRACTION], "panels": ["site"], "x": "layer",
+                "percent": ["selected_a", "selected_b", "same_neurons", "same_by_chance"],
                 "values": [{"column": "selected_a", "name": "A"},
                            {"column": "selected_b", "name": "B"}],
                 "zero": True,
                 "text": "Percent of all tasks' selected neurons that lie in each layer.",
             },
         )  # fmt: skip
-        if persistence:
-            made.append({"title": "Persistence", "notes": [found.note()], "figures": persistence})
-        return [*made, {"title": "Drift", "notes": [found.note()], "figures": drift}]
 
-    def _alignment(self, found: _Found) -> list[Section]:
-        params = {"analysis": found.id, "metric": found.metric}
+    def _alignment(self, found: Variant) -> list[Figure]:
+        params = {"analysis": found.id, "metric": found.metric, "fraction": None}
         combination = ["experts", "method", "experts_run", "run"]
         of = {"experts_run": "made of ", "run": "scores of "}
-        alignment = self._figures(
-            "alignment_by_layer", {**params, "fraction": None},
+        return self._figures(
+            "alignment_by_layer", params,
             {
                 "kind": "lines", "title": "Area under the curve",
                 "controls": [_FRACTION], "panels": combination, "prefix": of, "x": "layer",
@@ -369,8 +416,11 @@ class _Report:
                 "all, 0 on average by chance. Shaded: one standard deviation over tasks.",
             },
         )  # fmt: skip
-        enrichment = self._figures(
-            "report_enrichment", {**params, "count": _MAX_EXPERTS},
+
+    def _enrichment(self, found: Variant) -> list[Figure]:
+        params = {"analysis": found.id, "metric": found.metric, "count": _MAX_EXPERTS}
+        return self._figures(
+            "report_enrichment", params,
             {
                 "kind": "heat", "title": "Experts and tasks",
                 "controls": [_FRACTION, {"column": "layer"}],
@@ -384,10 +434,6 @@ class _Report:
                 "all.",
             },
         )  # fmt: skip
-        return [
-            {"title": "Alignment by layer", "notes": [found.note()], "figures": alignment},
-            {"title": "Experts x tasks", "notes": [found.note()], "figures": enrichment},
-        ]
 
     def _figures(self, query: str, params: dict[str, Any], *figures: Figure) -> list[Figure]:
         """Figures of one query, which is run once; none if it finds nothing."""
@@ -400,30 +446,48 @@ class _Report:
         self.queries.append({"name": name, "sql": sql, "columns": table.column_names, "data": data})
         return [{**figure, "query": len(self.queries) - 1} for figure in figures]
 
-    def _newest(self, table: str, run: str, metric: str | None = None) -> _Found | None:
-        rows = [
-            row
-            for row in self._analyses
-            if row["run"] == run
-            and table in row["tables"]
-            and (metric is None or metric in row["parameters"]["metrics"])
-        ]
-        return _found(rows) if rows else None
+    def _variants(self, table: str, run: str) -> list[Variant]:
+        """The analyses of a run that made a table."""
+        return variants_of(
+            row for row in self._analyses if row["run"] == run and table in row["tables"]
+        )
 
-    def _missing(self, title: str, text: str, command: str, arguments: str) -> Section:
-        ask = f"actlake {command} {self._place()} {arguments}"
-        return {"title": title, "missing": f"{text}: `{ask}` does it."}
+    def _section(
+        self,
+        title: str,
+        variants: list[Variant],
+        figures: Callable[[Variant], list[Figure]],
+        notes: dict[str, list[str]] | None = None,
+    ) -> Section:
+        """One choice for each analysis that has something to draw.
+
+        Args:
+            title: of the section.
+            variants: the analyses, the first to be shown first.
+            figures: draws one.
+            notes: what to tell of each, by id; its own note if not given.
+        """
+        choices = [
+            {
+                "name": name,
+                "notes": [one.note()] if notes is None else notes[one.id],
+                "figures": figures(one),
+            }
+            for name, one in zip(names_of(variants), variants, strict=True)
+        ]
+        return {"title": title, "choices": [choice for choice in choices if choice["figures"]]}
 
     def _label(self, run: str) -> str:
         return self.labels.get(run, run)
 
-    def _place(self) -> str:
-        return shlex.quote(self._store.files.root)
+
+def _missing(title: str, text: str, command: str) -> Section:
+    return {"title": title, "missing": f"{text}: `actlake {command}` does it."}
 
 
-def _found(rows: Iterable[dict[str, Any]]) -> _Found:
-    newest, *older = rows
-    return _Found(newest["analysis"], newest["parameters"], [row["analysis"] for row in older])
+def _selected(variants: list[Variant]) -> dict[str, Any]:
+    """Parameters of the queries of selections."""
+    return {"analyses": [one.id for one in variants], "metric": variants[0].metric}
 
 
 def _json_column(column: pa.ChunkedArray) -> list[Any] | dict[str, list[Any]]:

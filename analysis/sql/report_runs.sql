@@ -1,5 +1,5 @@
 -- name: report_runs
--- purpose: Which models were captured, how far, and the their tasks.
+-- purpose: Which models were captured, how far, and their tasks.
 -- param: runs - ids of the runs
 -- grain: one row per run, in the order of the ids
 with
@@ -14,7 +14,8 @@ select
     r.run,
     r.study,
     r.created::varchar as created,
-    r.model,
+    -- Of a model in a folder of this machine, its own name.
+    regexp_replace(r.model, '^[/~].*/([^/]+)/?$', '\1') as model,
     r.init,
     r.architecture,
     r.dtype,

@@ -28,7 +28,8 @@ select
     t.run,
     t.task,
     t.is_reference,
-    t.source,
+    -- Of files in folders of this machine, their own names.
+    regexp_replace(t.source, '(^|, )[/~][^,]*/([^,/]+)', '\1\2', 'g') as source,
     t.committed_tokens,
     a.predictions,
     a.loss,

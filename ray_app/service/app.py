@@ -166,11 +166,13 @@ def create_app(settings: ServiceSettings, runner: Runner | None = None) -> FastA
 def _add_page(app: FastAPI) -> None:
     """The parts that hold no data and need no token."""
     page = StaticFiles(packages=[("ray_app.service", "page")])
+    shared = StaticFiles(packages=[("analysis", "web/shared")])
 
     @app.get("/", include_in_schema=False)
     async def shell(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
 
+    app.mount("/static/shared", shared)
     app.mount("/static", page)
 
     @app.get("/health", tags=["service"])

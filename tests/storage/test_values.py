@@ -219,7 +219,7 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     data[last] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(DamagedFileError, match=f"cannot read {path}: .*CRC.*`actlake verify`"):
-        store.matrix("mlp", 0, "code", neurons=[14])
+        store.matrix("mlp", 0, "code", neurons=[neurons_in_group(LENGTH)])
     assert store.matrix("mlp", 0, "code", neurons=[3]).shape == (LENGTH, 1)
     data = bytearray(whole)
     data[pages.data_page_offset : pages.data_page_offset + 20] = b"\xff" * 20

@@ -1,6 +1,6 @@
 // Starts the page: the log-in first, then the view that the address names.
 
-import {h, put} from "./dom.js";
+import {h, put} from "./shared/dom.js";
 import {readRoute, rename} from "./routes.js";
 import * as session from "./session.js";
 import {nothing, problem} from "./states.js";

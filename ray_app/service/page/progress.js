@@ -1,7 +1,7 @@
 // Bars beside a number: how far something is, or how large it is beside others.
 
-import {h, s} from "./dom.js";
-import {isNumber, show} from "./format.js";
+import {h, s} from "./shared/dom.js";
+import {isNumber, show} from "./shared/format.js";
 
 // How far something is, as a bar and in words; `unit` is not needed where the column says it.
 export function progressOf(done, total, unit = "") {

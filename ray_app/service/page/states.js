@@ -1,6 +1,6 @@
 // What stands where there is nothing to show: loading, nothing there, gone wrong.
 
-import {h} from "./dom.js";
+import {h, sentence} from "./shared/dom.js";
 
 const TITLES = {
   syntax: "The query is wrong",
@@ -20,10 +20,6 @@ export const loading = (what) => h("p", {class: "state"}, `Loading ${what} …`)
 
 // Says what is not there and what would put it there; `such parts` of the text are code.
 export const nothing = (text) => h("p", {class: "state"}, sentence(text));
-
-// A sentence in which `such parts` are code.
-export const sentence = (text) =>
-  text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 
 // What went wrong, read out at once.
 export function problem(error) {

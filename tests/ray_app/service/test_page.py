@@ -31,6 +31,7 @@ from written_runs import importances, samples, write_run
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
 
 PAGE = Path(__file__).parents[3] / "ray_app" / "service" / "page"
+SHARED = Path(__file__).parents[3] / "analysis" / "web" / "shared"
 
 NASTY = "<script>alert(1)"
 """The name of a task: text that would harm a page that took it for markup."""
@@ -380,6 +381,7 @@ def test_tables_and_examples_are_put_into_the_query(page: Page) -> None:
     page.wait("document.querySelector('.answer table')")
     page.fill("#query", "select ")
     page.browser.run("document.querySelector('#query').setSelectionRange(7, 7)")
+    page.wait("document.querySelector('.side input')")
     page.fill(".side input", "num_empty")
     names = page.browser.run(
         "[...document.querySelectorAll('.table:not([hidden]) > summary')].map((s) => s.innerText)"
@@ -592,14 +594,6 @@ def test_every_view_fits_a_phone(page: Page, dark: bool) -> None:
         assert unnamed(page.browser) == [], place
 
 
-def test_the_page_has_the_colours_of_the_report() -> None:
-    report = (PAGE.parents[2] / "analysis" / "web" / "report.css").read_text(encoding="utf-8")
-    style = (PAGE / "style.css").read_text(encoding="utf-8")
-    colours = [re.findall(r"--(\w+): (#\w+)", text)[:12] for text in (report, style)]
-    assert len(colours[0]) == 12
-    assert colours[0] == colours[1]
-
-
 def luminance(colour: str) -> float:
     """Relative luminance of WCAG 2 of '#rrggbb'."""
     shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
@@ -610,12 +604,10 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
     blocks = re.findall(
-        r":root \{(.*?)\}", (PAGE / "style.css").read_text(encoding="utf-8"), re.DOTALL
+        r":root \{(.*?)\}", (SHARED / "base.css").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert len(blocks) == 4
-    colours = dict(re.findall(r"--(\w+): (#\w+)", blocks[0] + blocks[2]))
-    if dark:
-        colours |= dict(re.findall(r"--(\w+): (#\w+)", blocks[1] + blocks[3]))
+    assert len(blocks) == 2
+    colours = dict(re.findall(r"--(\w+): (#\w+)", blocks[dark]))
     pairs = [(text, behind) for text in ("ink", "quiet", "link", "bad", "good", "warn")
              for behind in ("paper", "panel")] + [("paper", "link")]  # fmt: skip
     for text, behind in pairs:
@@ -624,14 +616,15 @@ def test_text_stands_out_from_what_is_behind_it(dark: bool) -> None:
 
 
 def test_a_new_version_of_the_page_is_not_mixed_with_an_old_one(address: str) -> None:
-    with urlopen(f"{address}static/main.js") as answer:
-        assert answer.headers["Cache-Control"] == "no-cache"
-        assert answer.headers["ETag"]
+    for part in ("main.js", "shared/charts.js", "shared/base.css"):
+        with urlopen(f"{address}static/{part}") as answer:
+            assert answer.headers["Cache-Control"] == "no-cache"
+            assert answer.headers["ETag"]
     with urlopen(address) as answer:
         assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_the_page_asks_nothing_of_other_servers() -> None:
-    for path in PAGE.rglob("*.*"):
+    for path in (*PAGE.rglob("*.*"), *SHARED.rglob("*.*")):
         text = path.read_text(encoding="utf-8")
         assert re.findall(r"https?://(?!www\.w3\.org/|127\.0\.0\.1)", text) == [], path

@@ -1,11 +1,11 @@
 // The answer to a query: a table or a chart, what is missing of it, and files of it.
 
 import * as api from "../api.js";
-import {h, put} from "../dom.js";
-import {isNumericType, plural, showExact} from "../format.js";
+import {h, put} from "../shared/dom.js";
+import {isNumericType, plural, showExact} from "../shared/format.js";
 import {hrefOf} from "../routes.js";
 import {nothing, problem} from "../states.js";
-import {tableOf} from "../table.js";
+import {tableOf} from "../shared/table.js";
 import {pictureOf} from "./picture.js";
 
 const MISSING = {

@@ -1,7 +1,7 @@
 // The activations of a neuron that were highest and lowest, each token marked in what is around it.
 
-import {h, labelled, select} from "../dom.js";
-import {plural, show} from "../format.js";
+import {h, labelled, select} from "../shared/dom.js";
+import {plural, show} from "../shared/format.js";
 import {sizeBar} from "../progress.js";
 import {nothing} from "../states.js";
 

@@ -1,12 +1,12 @@
 // Jobs of the server: what runs, one of them with its log, and a form that starts another.
 
 import * as api from "../api.js";
-import {h, labelled, put, select} from "../dom.js";
-import {showTime} from "../format.js";
+import {h, labelled, put, select, sentence} from "../shared/dom.js";
+import {showTime} from "../shared/format.js";
 import {progressOf} from "../progress.js";
 import {go, hrefOf} from "../routes.js";
-import {newest, nothing, problem, repeat, sentence} from "../states.js";
-import {recordTable} from "../table.js";
+import {newest, nothing, problem, repeat} from "../states.js";
+import {recordTable} from "../shared/table.js";
 
 const SECONDS = 2;
 const HOW = "Jobs are switched off. To let this page start captures and analyses, start the server "

@@ -1,7 +1,7 @@
 // The log-in: a token, and what is wrong with it.
 
 import {isAccepted} from "../api.js";
-import {h, labelled, put} from "../dom.js";
+import {h, labelled, put} from "../shared/dom.js";
 import * as session from "../session.js";
 import {problem} from "../states.js";
 

@@ -1,12 +1,12 @@
 // One neuron: what it did in each task, where it was selected, its experts, what excites it most.
 
 import * as api from "../api.js";
-import {h, labelled, put, select} from "../dom.js";
-import {distinct, show} from "../format.js";
+import {h, labelled, put, select} from "../shared/dom.js";
+import {distinct, show} from "../shared/format.js";
 import {barCell} from "../progress.js";
 import {go, hrefOf, readRoute, rename} from "../routes.js";
 import {newest, nothing, settle} from "../states.js";
-import {recordTable} from "../table.js";
+import {recordTable} from "../shared/table.js";
 import {examplesOf} from "./examples.js";
 
 export async function openNeuron({body, signal}, route) {

@@ -1,12 +1,13 @@
 // The explorer of one analysis: which tasks share neurons, and in which layers they lie.
 
 import * as api from "../api.js";
-import {heatMap, roomIn, xyChart} from "../charts.js";
-import {h, labelled, put, select} from "../dom.js";
-import {isNumber, show} from "../format.js";
+import {colorRange, heatMap, heightsOf, legendOf, scaleOf, xyChart} from "../shared/charts.js";
+import {h, labelled, put, select, slider} from "../shared/dom.js";
+import {isNumber, show} from "../shared/format.js";
+import {cellSize, roomIn} from "../room.js";
 import {go, hrefOf, readRoute, rename} from "../routes.js";
 import {newest, nothing, settle} from "../states.js";
-import {recordTable, tableOf} from "../table.js";
+import {recordTable, tableOf} from "../shared/table.js";
 
 export async function openOverlap({body, signal}, route) {
   const found = await api.get(api.path("analyses"), {}, signal);
@@ -71,25 +72,13 @@ function chooser(analyses, {metrics, fractions, sites}, place) {
     labelled("Site", list("site", sites)),
     labelled("Importance", list("metric", metrics)),
     labelled("Shown", list("value", Object.entries(VALUES).map(([name, {title}]) => [name, title]))),
-    fractions.length > 1 ? slider(fractions, place.fraction, (fraction) => to({fraction}))
-      : h("p", {class: "field"}, h("span", {}, "Selected"), `top ${show(fractions[0], true)}`),
+    fractions.length > 1 ? labelled("Selected", slider(fractions, place.fraction, {name: "fraction",
+      text: topOf, onchange: (fraction) => to({fraction})}))
+      : h("p", {class: "field"}, h("span", {}, "Selected"), topOf(fractions[0])),
   ];
 }
 
-// Steps through the fractions that the analysis has.
-function slider(fractions, chosen, onchoose) {
-  const text = (place) => `top ${show(fractions[place], true)}`;
-  const start = fractions.indexOf(chosen);
-  const output = h("output", {}, text(start));
-  const range = h("input", {type: "range", name: "fraction", min: 0, max: fractions.length - 1, step: 1,
-    value: start, "aria-valuetext": text(start),
-    oninput: () => {
-      output.textContent = text(Number(range.value));
-      range.setAttribute("aria-valuetext", output.textContent);
-    },
-    onchange: () => onchoose(fractions[Number(range.value)])});
-  return labelled("Selected", h("span", {class: "slider"}, range, output));
-}
+const topOf = (fraction) => `top ${show(fraction, true)}`;
 
 // What a cell can hold: columns of the view overlap.
 const VALUES = {
@@ -119,13 +108,14 @@ function overlapOf({tasks, rows, site, metric, fraction, by_chance}, value, room
     return {down, across, value: shown, text: isNumber(shown) ? brief(shown) : "",
             note: noteOf(down, across, found.get(JSON.stringify([down, across])))};
   }));
+  const range = colorRange(cells.map((cell) => cell.value));
   const name = `${title}: ${site} neurons, ${metric}, the top ${show(fraction, true)} of each task`;
   const columns = [{name: "task"}, ...tasks.map((task) =>
     ({name: task, label: task, numeric: true, percent}))];
   return h("section", {"aria-label": title}, h("h2", {}, title),
     h("p", {class: "hint"}, told(by_chance)),
-    heatMap({name, down: tasks, across: tasks, cells, room,
-             scale: (end) => show(end, percent)}),
+    h("div", {class: "chart"}, scaleOf(...range.map((end) => show(end, percent))),
+      heatMap({name, down: tasks, across: tasks, cells, range, size: cellSize(tasks, tasks, room)})),
     h("details", {}, h("summary", {}, "The same as a table"),
       tableOf(name, columns, tasks.map((task) =>
         [task, ...tasks.map((other) => at(task, other))]), {sortable: true})));
@@ -134,7 +124,6 @@ function overlapOf({tasks, rows, site, metric, fraction, by_chance}, value, room
 const noteOf = (down, across, row) => (row ? `${down} and ${across}\nshare: `
   + `${show(row.share_of_a, true)}\ntimes chance: ${show(row.lift)}\np: ${show(row.p_value)}`
   : `${down} itself`);
-
 
 function layersOf({rows}, {site}, room) {
   const title = "Layers in which they lie";
@@ -145,10 +134,11 @@ function layersOf({rows}, {site}, room) {
   }));
   if (!series.length) return h("section", {}, h("h2", {}, title), nothing("No neuron is selected."));
   const name = `${title}: share of each task's selected ${site} neurons, by layer`;
+  const chart = xyChart({name, kind: "line", x: "layer", y: "share of the selection", series,
+    percent: {y: true}, heights: heightsOf(series, true), width: room});
   return h("section", {"aria-label": title}, h("h2", {}, title),
     h("p", {class: "hint"}, `Of the ${site} neurons that each task selects, the share in each layer.`),
-    xyChart({name, kind: "line", x: "layer", y: "share of the selection", series, percent: true,
-             zero: true, width: room}),
+    h("div", {class: "chart"}, chart, legendOf(series.map((one) => one.name), [chart])),
     h("details", {}, h("summary", {}, "The same as a table"),
       recordTable(name, [{name: "task"}, {name: "layer", numeric: true},
         {name: "num_selected", label: "selected neurons", numeric: true},

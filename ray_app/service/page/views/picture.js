@@ -1,8 +1,9 @@
 // A chart of an answer, of columns that the reader chooses.
 
-import {barChart, heatMap, roomIn, xyChart} from "../charts.js";
-import {h, labelled, put, select} from "../dom.js";
-import {distinct, isNumericType, show, showExact, toNumber} from "../format.js";
+import {barChart, colorRange, heatMap, legendOf, scaleOf, xyChart} from "../shared/charts.js";
+import {h, labelled, put, select} from "../shared/dom.js";
+import {distinct, isNumericType, show, showExact, toNumber} from "../shared/format.js";
+import {cellSize, roomIn} from "../room.js";
 import {nothing} from "../states.js";
 
 const MOST_BARS = 60, MOST_SERIES = 24, MOST_POINTS = 5000, MOST_CELLS = 80;
@@ -16,7 +17,7 @@ export function pictureOf(made) {
   if (!made.rows.length) return nothing("There is no row to draw.");
   const chosen = firstChoice(names, numbers);
   const controls = h("div", {class: "controls"});
-  const figure = h("div");
+  const figure = h("div", {class: "chart"});
 
   function control(name, key, choices) {
     if (!choices.includes(chosen[key])) chosen[key] = choices[0];
@@ -92,23 +93,27 @@ function lines({of, rows, kind, x, y, series, room}) {
   }));
   const title = `${y} by ${x}${series === NONE ? "" : `, one ${kind === "line" ? "line" : "colour"} `
     + `for each ${series}`}`;
-  return [told(points.length, MOST_POINTS, "rows"), told(groups.size, MOST_SERIES, "series"),
-    xyChart({name: title, kind: kind === "line" ? "line" : "scatter", x, y, series: drawn,
-             width: room})];
+  const chart = xyChart({name: title, kind: kind === "line" ? "line" : "scatter", x, y, series: drawn,
+    width: room});
+  return [told(points.length, MOST_POINTS, "rows"), told(groups.size, MOST_SERIES, "series"), chart,
+    legendOf(drawn.map((one) => one.name), [chart])];
 }
 
 function map({of, rows, x, y, series, room}) {
   const all = rows.map((row) => ({down: showExact(of(x)(row)), across: showExact(of(series)(row)),
     value: toNumber(of(y)(row))}));
   const [down, across] = ["down", "across"].map((key) => distinct(all.map((cell) => cell[key])));
-  const kept = [down, across].map((values) => new Set(values.slice(0, MOST_CELLS)));
-  const cells = all.filter((cell) => kept[0].has(cell.down) && kept[1].has(cell.across));
+  const kept = [down, across].map((values) => values.slice(0, MOST_CELLS));
+  const [isDown, isAcross] = kept.map((values) => new Set(values));
+  const cells = all.filter((cell) => isDown.has(cell.down) && isAcross.has(cell.across));
+  const range = colorRange(cells.map((cell) => cell.value));
   const twice = cells.length > new Set(cells.map((cell) => `${cell.down}\n${cell.across}`)).size;
   return [
     told(Math.max(down.length, across.length), MOST_CELLS, "names"),
     twice ? h("p", {class: "notice"}, "Several rows have the same place; the last is seen.") : null,
-    heatMap({name: `${y} by ${x} and ${series}`, down: [...kept[0]], across: [...kept[1]], room,
-      scale: (value) => show(value),
+    scaleOf(...range.map((end) => show(end))),
+    heatMap({name: `${y} by ${x} and ${series}`, down: kept[0], across: kept[1], range,
+      size: cellSize(...kept, room),
       cells: cells.map((cell) => ({...cell, text: brief(cell.value),
         note: `${x}: ${cell.down}\n${series}: ${cell.across}\n${y}: ${show(cell.value)}`}))}),
   ];

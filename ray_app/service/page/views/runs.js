@@ -1,12 +1,12 @@
 // The runs of the store and how far they are, and one run with its tasks.
 
 import * as api from "../api.js";
-import {h, put} from "../dom.js";
-import {distinct, isUnset, show, showTime, words} from "../format.js";
+import {h, put} from "../shared/dom.js";
+import {distinct, isUnset, show, showTime, words} from "../shared/format.js";
 import {hrefOf} from "../routes.js";
 import {newest, nothing, problem, repeat} from "../states.js";
 import {progressOf} from "../progress.js";
-import {recordTable} from "../table.js";
+import {recordTable} from "../shared/table.js";
 
 const SECONDS = 5;
 

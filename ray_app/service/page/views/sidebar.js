@@ -1,8 +1,8 @@
 // Beside the console: example questions, the tables with their columns, and what was asked before.
 
 import * as api from "../api.js";
-import {h, labelled, put} from "../dom.js";
-import {plural} from "../format.js";
+import {h, labelled, put} from "../shared/dom.js";
+import {plural} from "../shared/format.js";
 import {nothing, settle} from "../states.js";
 
 const KEY = "actlake-queries";

@@ -1,8 +1,8 @@
 // The SQL console: a query, its answer as a table or a chart, and the same as a file.
 
 import * as api from "../api.js";
-import {h, labelled, put, select} from "../dom.js";
-import {plural, show} from "../format.js";
+import {h, labelled, put, select} from "../shared/dom.js";
+import {plural, show} from "../shared/format.js";
 import {hrefOf} from "../routes.js";
 import {newest, problem} from "../states.js";
 import {answerOf} from "./answer.js";

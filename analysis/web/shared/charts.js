@@ -23,12 +23,14 @@ function ticks(low, high, steps = 4) {
   return found;
 }
 
+// The least and the greatest of some numbers; `isRoomy` adds a little on both sides.
 function rangeOf(values, isRoomy) {
   let low = Infinity, high = -Infinity;
   for (const value of values) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
+  if (low > high) return [0, 1]; // There is no number.
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const room = isRoomy ? 0.04 * (high - low) : 0;
   return [low - room, high + room];
@@ -44,59 +46,78 @@ const strokeOf = (place) => ({
   "stroke-dasharray": DASHES[Math.floor(place / COLORS.length) % DASHES.length],
 });
 
-// Lines or points over two axes of numbers, with a legend that brings one series forward.
+// The range of y that some series need; `zero`: 0 is in it.
+export const heightsOf = (series, zero) => rangeOf([...(zero ? [0] : []),
+  ...series.flatMap(({points}) => points).flatMap(({y, lower, upper}) => [y, lower, upper])
+    .filter(isNumber)], true);
+
+// Lines or points over two axes of numbers; `legendOf` tells the series apart.
 //
 // name: what the figure shows. kind: "line" or "scatter". x, y: names of the axes.
-// series: [{name, points: [{x, y, text}]}]; `text` is told when a point is pointed at.
-// percent: y is a share. zero: the axis of y holds 0. width: of the box that it has to fit in.
-export function xyChart({name, kind, x, y, series, percent = false, zero = false, width = 640}) {
+// series: [{name, place, points: [{x, y, lower, upper, text}]}]; `place` gives the colour, the place in
+//   the list if there is none; between `lower` and `upper` a band is drawn; `text` is told when a point
+//   is pointed at.
+// percent: {x, y}: which of them are shares. heights: range of y. width: of the box to fit in.
+export function xyChart({name, kind, x, y, series, percent = {}, heights = heightsOf(series, false),
+                         width = 640}) {
   const height = Math.min(320, Math.max(220, width / 2));
-  const left = 58, right = 12, top = 22, bottom = 40;
+  const left = 58, right = 18, top = 22, bottom = 40;
   const points = series.flatMap((one) => one.points);
   const whole = points.every((point) => Number.isInteger(point.x));
   const [first, last] = rangeOf(points.map((point) => point.x), kind === "scatter");
-  const [low, high] = rangeOf([...(zero ? [0] : []), ...points.map((point) => point.y)], true);
+  const [low, high] = heights;
   const atX = (value) => left + (value - first) / (last - first) * (width - left - right);
   const atY = (value) => height - bottom - (value - low) / (high - low) * (height - top - bottom);
   const axes = [
     ticks(low, high).flatMap((tick) => [
       s("line", {class: "grid", x1: left, x2: width - right, y1: atY(tick), y2: atY(tick)}),
-      s("text", {x: left - 6, y: atY(tick) + 4, "text-anchor": "end"}, tickText(tick, percent)),
+      s("text", {x: left - 6, y: atY(tick) + 4, "text-anchor": "end"}, tickText(tick, percent.y)),
     ]),
     ticks(first, last, width > 480 ? 8 : 4).filter((tick) => !whole || Number.isInteger(tick)).map((tick) =>
-      s("text", {x: atX(tick), y: height - bottom + 16, "text-anchor": "middle"}, tickText(tick))),
+      s("text", {x: atX(tick), y: height - bottom + 16, "text-anchor": "middle"},
+        tickText(tick, percent.x))),
     s("line", {class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom}),
     s("text", {x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle"}, x),
     s("text", {x: 4, y: 12}, y),
   ];
-  const drawn = series.map((one, place) => s("g", {"data-series": place},
-    kind === "line" ? s("polyline", {class: "line", ...strokeOf(place),
-      points: one.points.map((point) => `${atX(point.x)},${atY(point.y)}`).join(" ")}) : null,
-    one.points.map((point) => s("circle", {cx: atX(point.x), cy: atY(point.y),
-      r: kind === "line" ? 2.4 : 3.2, fill: strokeOf(place).stroke, class: kind},
-      s("title", {}, point.text)))));
-  const picture = svg(name, width, height, axes, drawn);
-  const legend = series.length > 1 ? legendOf(series.map((one) => one.name), picture) : null;
-  return h("div", {class: "chart"}, scrollBox(name, picture), legend);
+  const at = (point, value) => `${atX(point.x)},${atY(value)}`;
+  const drawn = series.map((one, index) => {
+    const place = one.place ?? index, stroke = strokeOf(place);
+    const banded = one.points.filter(({lower, upper}) => isNumber(lower) && isNumber(upper));
+    const edge = [...banded.map((point) => at(point, point.upper)),
+      ...banded.map((point) => at(point, point.lower)).reverse()];
+    return s("g", {"data-series": place},
+      banded.length > 1 ? s("polygon", {class: "band", points: edge.join(" "), fill: stroke.stroke}) : null,
+      kind === "line" ? s("polyline", {class: "line", ...stroke,
+        points: one.points.map((point) => at(point, point.y)).join(" ")}) : null,
+      one.points.map((point) => s("circle", {class: kind === "scatter" ? "point" : null, cx: atX(point.x),
+        cy: atY(point.y), r: kind === "scatter" ? 3.2 : 2.4, fill: stroke.stroke},
+        s("title", {}, point.text))));
+  });
+  return scrollBox(name, svg(name, width, height, axes, drawn));
 }
 
 const svg = (name, width, height, ...children) =>
   s("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": name},
     children);
 
-// Buttons that bring one series forward.
-function legendOf(names, picture) {
+// Buttons that bring one series of some charts forward; null if there is but one. The place of a name
+// is that of its series.
+export function legendOf(names, charts) {
+  if (names.length < 2) return null;
   const buttons = names.map((name, place) => h("button",
-    {type: "button", class: "key", "aria-pressed": "false"},
+    {type: "button", class: "key", "aria-pressed": "false", onclick: () => press(place)},
     s("svg", {width: 26, height: 10, "aria-hidden": "true"},
       s("line", {x1: 0, x2: 26, y1: 5, y2: 5, "stroke-width": 3, ...strokeOf(place)})), name));
-  buttons.forEach((button, place) => button.addEventListener("click", () => {
-    const isOn = button.getAttribute("aria-pressed") !== "true";
-    buttons.forEach((other) => other.setAttribute("aria-pressed", String(isOn && other === button)));
-    for (const group of picture.querySelectorAll("[data-series]")) {
+
+  function press(place) {
+    const isOn = buttons[place].getAttribute("aria-pressed") !== "true";
+    buttons.forEach((button, other) => button.setAttribute("aria-pressed", String(isOn && other === place)));
+    for (const group of charts.flatMap((chart) => [...chart.querySelectorAll("[data-series]")])) {
       group.classList.toggle("dim", isOn && group.dataset.series !== String(place));
     }
-  }));
+  }
+
   return h("div", {class: "legend", role: "group", "aria-label": "Bring one forward"}, buttons);
 }
 
@@ -125,7 +146,7 @@ export function barChart({name, y, bars, width = 640}) {
                  fill: COLORS[0]}),
       s("text", {x: end + 5, y: middle + 4}, show(value)));
   });
-  return h("div", {class: "chart"}, scrollBox(name, svg(name, width, height, axes, drawn)));
+  return scrollBox(name, svg(name, width, height, axes, drawn));
 }
 
 // ---- heat maps ----
@@ -147,14 +168,20 @@ function isDark(channels) {
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179;
 }
 
-// A map of coloured cells, with its scale.
+// The range of the colours of some values; 0 is in it.
+export function colorRange(values) {
+  const numbers = values.filter(isNumber);
+  const [low, high] = [Math.min(0, ...numbers), Math.max(0, ...numbers)];
+  return [low, high > low ? high : 1];
+}
+
+// A map of coloured cells; `scaleOf` gives the scale.
 //
-// down, across: names of rows and columns. cells: [{down, across, value, text, note}]: value or null,
-// what stands in the cell, and what is told when it is pointed at. scale: ends of the scale as text.
-export function heatMap({name, down, across, cells, scale = String, room = 640}) {
-  const size = Math.max(14, Math.min(52, (room - 130) / across.length, Math.max(28, 900 / down.length)));
-  const values = cells.map((cell) => cell.value).filter(isNumber);
-  const [low, high] = [Math.min(0, rangeOf(values, false)[0]), Math.max(...values, 0) || 1];
+// down, across: names of rows and columns. cells: [{down, across, value, text, note, isMarked}]: value or
+// null, what stands in the cell, what is told when it is pointed at, whether it has a frame.
+// range: values of the first and the last colour. size: of a cell.
+export function heatMap({name, down, across, cells, range, size}) {
+  const [low, high] = range;
   const longest = (names) => Math.max(...names.map((text) => short(text).length));
   const left = 10 + 6.8 * longest(down), top = 12 + 5 * longest(across);
   // The last labels lean out to the right.
@@ -177,14 +204,15 @@ export function heatMap({name, down, across, cells, scale = String, room = 640})
     const color = isNumber(cell.value) ? colorOf((cell.value - low) / (high - low)) : null;
     return s("g", {}, s("title", {}, cell.note),
       s("rect", color ? {...box, fill: rgb(color)} : {...box, class: "empty"}),
-      color && size >= 26 ? s("text", {x: x + size / 2, y: y + size / 2 + 4, "text-anchor": "middle",
-        class: isDark(color) ? "light" : "dark"}, cell.text) : null);
+      color && size >= 24 ? s("text", {x: x + size / 2, y: y + size / 2 + 4, "text-anchor": "middle",
+        class: isDark(color) ? "light" : "dark"}, cell.text) : null,
+      cell.isMarked ? s("rect", {...box, class: "marked"}) : null);
   });
-  return h("div", {class: "chart"}, scaleOf(scale(low), scale(high)),
-    scrollBox(name, svg(name, width, height, labels, drawn)));
+  return scrollBox(name, svg(name, width, height, labels, drawn));
 }
 
-function scaleOf(low, high) {
+// The colours of a heat map between its ends as text.
+export function scaleOf(low, high) {
   const id = newId("scale");
   const stops = SCALE.map((channels, index) =>
     s("stop", {offset: index / (SCALE.length - 1), "stop-color": rgb(channels)}));
@@ -192,7 +220,3 @@ function scaleOf(low, high) {
     s("svg", {width: 120, height: 12, "aria-hidden": "true"}, s("linearGradient", {id}, stops),
       s("rect", {width: 120, height: 12, rx: 2, fill: `url(#${id})`})), high);
 }
-
-// The width that a figure has in a box.
-export const roomIn = (box) => Math.max(280, Math.min(820, box.clientWidth - 4 || 640));
-

@@ -56,3 +56,24 @@ export function select(choices, chosen, onchange) {
   });
   return h("select", {onchange}, options);
 }
+
+// A slider through some values. `text` gives what stands beside it, `name` is that of the control;
+// `oninput` gets each value that is passed, `onchange` the one it is left at.
+export function slider(values, chosen, {name, text, oninput = () => {}, onchange = () => {}}) {
+  const start = values.indexOf(chosen);
+  const output = h("output", {}, text(chosen));
+  const picked = () => values[Number(range.value)];
+  const range = h("input", {type: "range", name, min: 0, max: values.length - 1, step: 1, value: start,
+    "aria-valuetext": text(chosen),
+    oninput: () => {
+      output.textContent = text(picked());
+      range.setAttribute("aria-valuetext", output.textContent);
+      oninput(picked());
+    },
+    onchange: () => onchange(picked())});
+  return h("span", {class: "slider"}, range, output);
+}
+
+// A sentence in which `such parts` are code.
+export const sentence = (text) =>
+  text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
