@@ -76,7 +76,8 @@ def serving(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError) as error:
+        check()
         raise ActlakeError(
             f"cannot join the Ray that RAY_ADDRESS names: {' '.join(str(error).split())[:300]} "
             "Start it, or unset RAY_ADDRESS for a Ray of the service's own."
