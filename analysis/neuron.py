@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import AnalysisError
-from analysis.summary import AnalysisView, query_rows
+from analysis.summary import AnalysisView, has_analysis, newest_analysis, query_rows
 from storage import Store, layout
 
 __all__ = ["NeuronView", "open_neuron"]
@@ -49,6 +49,13 @@ class NeuronView:
         return self._rows(
             "neuron_scores", analysis=view.analysis, metric=view.metric, within=view.within
         )
+
+    def newest_scores(self) -> tuple[AnalysisView, list[dict[str, Any]]] | None:
+        """The last analysis of the run and its `scores`; None if the run has no analysis."""
+        if not has_analysis(self.store, self.run):
+            return None
+        view = newest_analysis(self.store, self.run)
+        return view, self.scores(view)
 
     def examples(
         self,

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,57 @@ class Browser:
             if message["method"] == "Log.entryAdded":
                 self.errors.append(message["params"]["entry"]["text"])
         return message
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The web page of the service in a browser, as a reader uses it."""
+
+    browser: Browser
+    address: str
+    """With the slash at its end."""
+    token: str
+
+    def open(self, place: str, **options: Any) -> None:
+        """Load the page anew, logged in, at an address below it."""
+        self.browser.open("about:blank")
+        self.browser.open(f"{self.address}#token={self.token}", **options)
+        self.wait("document.querySelector('#query')")
+        self.go(place)
+
+    def go(self, place: str) -> None:
+        self.browser.run(f"location.hash = {json.dumps(place)}")
+
+    def wait(self, condition: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.browser.run(f"Boolean({condition})"):
+            assert time.monotonic() < end, f"{condition}: {self.text()} {self.browser.errors}"
+            time.sleep(0.02)
+
+    def text(self, selector: str = "main") -> str:
+        return str(self.browser.run(f"document.querySelector({selector!r})?.innerText ?? ''"))
+
+    def click(self, name: str, selector: str = "button") -> None:
+        """Click the control of that text."""
+        found = f"""[...document.querySelectorAll({selector!r})]
+            .find((control) => (control.ariaLabel ?? control.innerText).trim() === {name!r})"""
+        self.wait(found)
+        self.browser.run(f"(() => {{ const one = {found}; one.focus(); one.click(); }})()")
+
+    def fill(self, selector: str, value: str) -> None:
+        """Give a control a value, as by hand."""
+        self.browser.run(f"""(() => {{
+            const control = document.querySelector({selector!r});
+            control.value = {json.dumps(value)};
+            for (const name of ["input", "change"]) control.dispatchEvent(new Event(name));
+        }})()""")
+
+    def press(self, key: str, code: int, modifiers: int = 0) -> None:
+        for kind in ("rawKeyDown", "keyUp"):
+            self.browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                              windowsVirtualKeyCode=code, modifiers=modifiers)  # fmt: skip
+
+    def focused(self) -> str:
+        """Tag or id of the element that has the focus."""
+        return str(self.browser.run("document.activeElement.id || document.activeElement.tagName"))

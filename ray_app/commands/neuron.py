@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.neuron import NeuronView, open_neuron
-from analysis.summary import AnalysisView, has_analysis, newest_analysis
+from analysis.summary import AnalysisView
 from ray_app.commands.text import cut, cut_start, printable
 from storage import open_store
 
@@ -43,10 +43,9 @@ def neuron(
     console.print(Text(f"run {view.run}"), soft_wrap=True)
     console.print()
     console.print(_statistics(view))
-    if has_analysis(store, view.run):
-        scored = newest_analysis(store, view.run)
-        if scores := view.scores(scored):
-            console.print(_scores(scores, scored))
+    scored = view.newest_scores()
+    if scored is not None and scored[1]:
+        console.print(_scores(*scored))
     examples = view.examples(task=task, count=count, per_sample=per_sample)
     width = shutil.get_terminal_size().columns
     for kind in ("highest", "lowest"):
@@ -71,7 +70,7 @@ def _statistics(view: NeuronView) -> Table:
     return table
 
 
-def _scores(rows: list[dict[str, Any]], scored: AnalysisView) -> Table:
+def _scores(scored: AnalysisView, rows: list[dict[str, Any]]) -> Table:
     title = f"Scores by {scored.metric} against {scored.reference}"
     table = _table(title, "importance", "score", "rank", "of", "in the top")
     for row in rows:

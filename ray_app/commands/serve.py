@@ -5,7 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -56,8 +56,8 @@ def serve(
     with (
         suppress(KeyboardInterrupt),
         _interrupted_by_signals(),
-        own_ray() as check,
-        _serving(settings, host, port, check),
+        own_ray() as check_ray,
+        _serving(settings, host, port, check_ray) as check,
     ):
         _stop_on_signals()  # Ray has set handlers of its own.
         _announce(root, path, token if is_new else None, host, port)
@@ -76,7 +76,7 @@ def _warn_of_memory(settings: ServiceSettings) -> None:
 
 
 def _wait(check: Callable[[], None]) -> None:
-    """Wait for a signal, or for the end of Ray, which `check` raises."""
+    """Wait for a signal, or for the end of what is served, which `check` raises."""
     try:
         while True:
             check()
@@ -123,15 +123,13 @@ def _stop_on_signals() -> None:
             signal.signal(number, signal.default_int_handler)
 
 
-@contextmanager
 def _serving(
     settings: ServiceSettings, host: str, port: int, check: Callable[[], None]
-) -> Iterator[None]:
-    """Serve inside the block; loads Ray only now."""
+) -> AbstractContextManager[Callable[[], None]]:
+    """See `deployment.serving`; loads Ray only now."""
     from ray_app.service import deployment
 
-    with deployment.serving(settings, host=host, port=port, check=check):
-        yield
+    return deployment.serving(settings, host=host, port=port, check=check)
 
 
 def _check_free(host: str, port: int) -> None:

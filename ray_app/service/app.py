@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -42,7 +42,6 @@ Identifier = Annotated[str, InPath(pattern=_ID, max_length=128)]
 Name = Annotated[str | None, Query(min_length=1, max_length=128)]
 Index = Annotated[int, InPath(ge=0, lt=2**31)]
 Layer = Annotated[int, InPath(ge=0, lt=2**15)]
-Fraction = Annotated[float | None, Query(gt=0, le=1)]
 _LARGEST = 2**63
 
 
@@ -94,6 +93,18 @@ class SqlRequest(BaseModel):
         description="Seconds after which the query is stopped; 30 if not given, and if the service "
         "allows as many.",
     )
+
+
+class Selection(BaseModel):
+    """Which selection of an analysis is asked about."""
+
+    metric: str | None = Field(
+        None, min_length=1, max_length=128, description="One of its metrics; abs if it has it."
+    )
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="One of its fractions; the smallest if not given."
+    )
+    site: str | None = Field(None, min_length=1, max_length=128, description="One of its sites.")
 
 
 class JobRequest(BaseModel):
@@ -154,7 +165,7 @@ def create_app(settings: ServiceSettings, runner: Runner | None = None) -> FastA
     _add_jobs(app, JobDesk(settings, runner))
     _add_errors(app)
 
-    @app.get("/metrics", tags=["service"])
+    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Counters of this replica as Prometheus text."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -282,27 +293,17 @@ def _add_analyses(app: FastAPI, ask: Callable[..., Awaitable[Response]]) -> None
 
     @app.get("/api/analyses/{analysis}/overlap", tags=["store"])
     async def overlap(
-        request: Request,
-        analysis: Identifier,
-        metric: Name = None,
-        fraction: Fraction = None,
-        site: Name = None,
+        request: Request, analysis: Identifier, chosen: Annotated[Selection, Query()]
     ) -> Response:
         """How many selected neurons every two tasks share, as a matrix for one site."""
-        chosen = {"metric": metric, "fraction": fraction, "site": site}
-        return await ask(request, "overlap", analysis=analysis, **chosen)
+        return await ask(request, "overlap", analysis=analysis, **chosen.model_dump())
 
     @app.get("/api/analyses/{analysis}/layers", tags=["store"])
     async def layers(
-        request: Request,
-        analysis: Identifier,
-        metric: Name = None,
-        fraction: Fraction = None,
-        site: Name = None,
+        request: Request, analysis: Identifier, chosen: Annotated[Selection, Query()]
     ) -> Response:
         """In which layers the selected neurons of each task lie."""
-        chosen = {"metric": metric, "fraction": fraction, "site": site}
-        return await ask(request, "layers", analysis=analysis, **chosen)
+        return await ask(request, "layers", analysis=analysis, **chosen.model_dump())
 
 
 def _add_jobs(app: FastAPI, desk: JobDesk) -> None:

@@ -23,6 +23,7 @@ __all__ = ["own_ray"]
 _LOOPBACK = "127.0.0.1"
 _SECONDS_TO_START = 120.0
 _SECONDS_TO_STOP = 60.0
+_SECONDS_TO_CONNECT = 10.0
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Keeps Ray from replacing the loopback address by that of the machine, as on macOS and Windows."""
 
@@ -38,9 +39,11 @@ def own_ray() -> Iterator[Callable[[], None]]:
         What raises ActlakeError if the Ray of one's own has ended; of another's, it is not asked.
 
     Raises:
-        ActlakeError: if Ray does not start; says where its log is.
+        ActlakeError: if Ray does not start, and says where its log is; or if nothing listens where
+            RAY_ADDRESS says.
     """
     if "RAY_ADDRESS" in os.environ:
+        _check_listens(os.environ["RAY_ADDRESS"])
         yield lambda: None
         return
     folder = Path(tempfile.mkdtemp(prefix="actlake-ray-"))
@@ -69,6 +72,21 @@ def own_ray() -> Iterator[Callable[[], None]]:
         os.environ["RAY_ADDRESS"] = f"{_LOOPBACK}:{head}"
         stack.callback(os.environ.pop, "RAY_ADDRESS")
         yield lambda: _check(process, log)
+
+
+def _check_listens(address: str) -> None:
+    """Say at once that no Ray is there, which Ray would try for minutes; words are left to it."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise ActlakeError(
+            f"RAY_ADDRESS must name a Ray that runs, found nothing at {address} "
+            f"({error.strerror or error}): start it, or unset RAY_ADDRESS for a Ray of the "
+            "service's own."
+        ) from error
 
 
 def _command(dashboard: int, head: int, agent: int, clients: int) -> list[str]:

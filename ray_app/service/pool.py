@@ -191,10 +191,14 @@ class _Process:
                 await self._receive()
         except (TimeoutError, EOFError, OSError) as error:
             await self.kill()
+            reason = (
+                f"it took more than {_START_SECONDS:g} s, so the machine or the store is too busy"
+                if isinstance(error, TimeoutError)
+                else "its error is in the log of this process"
+            )
             raise QuestionError(
                 "internal",
-                f"a query process cannot open the store {self._settings.store}: its error is in "
-                "the log of this process.",
+                f"a query process cannot open the store {self._settings.store}: {reason}.",
             ) from error
 
     @property

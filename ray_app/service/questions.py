@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import AnalysisError
 from analysis.neuron import NeuronView, open_neuron
-from analysis.summary import AnalysisView, has_analysis, newest_analysis, query_rows
+from analysis.summary import AnalysisView, newest_analysis, query_rows
 from ray_app.service.answers import json_ready
 from storage import TABLES, ActlakeError, Store
 from storage.catalog import fetch
@@ -105,21 +105,22 @@ def neuron(
         "head": view.head,
         "modality": view.modality,
         "statistics": json_ready(view.statistics()),
-        "scores": _scores(store, view),
+        "scores": _scores(view),
         **_examples(view, task, count, per_sample),
         "experts": _rows(store, "service_experts", **place),
     }
 
 
-def _scores(store: Store, view: NeuronView) -> dict[str, Any] | None:
-    if not has_analysis(store, view.run):
+def _scores(view: NeuronView) -> dict[str, Any] | None:
+    found = view.newest_scores()
+    if found is None:
         return None
-    scored = newest_analysis(store, view.run)
+    scored, rows = found
     return {
         "analysis": scored.analysis,
         "metric": scored.metric,
         "reference": scored.reference,
-        "rows": json_ready(view.scores(scored)),
+        "rows": json_ready(rows),
     }
 
 

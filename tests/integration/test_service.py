@@ -8,11 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 
+from browser import CHROMIUM, Browser, Page
 from ray_app.client import Client, ServiceError
 from storage import create_store
 from written_runs import importances, write_run
@@ -79,11 +82,19 @@ def _replicas(service: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def test_replicas_and_jobs(served: tuple[psutil.Process, str, str]) -> None:
+def test_replicas_and_jobs(
+    served: tuple[psutil.Process, str, str], subtests: pytest.Subtests, tmp_path: Path
+) -> None:
     service, url, token = served
     with Client(url, token) as client:
+        _ports_beyond_the_loopback_want_the_token_of_ray(service)
         _a_killed_replica_loses_only_what_it_was_answering(service, client)
         _a_job_runs_to_its_end(client)
+        with subtests.test("a job from the page"):
+            if CHROMIUM is None:
+                pytest.skip("needs Chromium on the PATH")
+            with Browser(tmp_path) as browser:
+                _a_job_is_watched_on_the_page(Page(browser, f"{url}/", token), client)
         _a_job_can_be_cancelled(client)
     with Client(url, "wrong") as stranger, pytest.raises(ServiceError, match="token") as refused:
         stranger.get("/api/runs")
@@ -124,6 +135,28 @@ def _a_killed_replica_loses_only_what_it_was_answering(
     assert len(lost) <= len(asking)
 
 
+def _ports_beyond_the_loopback_want_the_token_of_ray(service: psutil.Process) -> None:
+    _wait_until(lambda: len(_ports_beyond_the_loopback(service)) == 2, "each replica has a port")
+    for name, port in _ports_beyond_the_loopback(service):
+        assert "ServeReplica" in name
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def _ports_beyond_the_loopback(service: psutil.Process) -> list[tuple[str, int]]:
+    """Name of the process, and port."""
+    return [
+        (process.cmdline()[0], connection.laddr.port)
+        for process in service.children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+        and not ip_address(connection.laddr.ip.removeprefix("::ffff:")).is_loopback
+    ]
+
+
 def _a_job_runs_to_its_end(client: Client) -> None:
     (study,) = client.get("/api/studies")["studies"]
     job = client.submit("capture", study["name"], overrides={"capture.top": "1"})
@@ -137,6 +170,28 @@ def _a_job_runs_to_its_end(client: Client) -> None:
     assert "is complete" in log
     (row,) = client.sql("select top, is_complete from runs where run <> 'small-1'").to_pylist()
     assert row == {"top": 1, "is_complete": True}
+
+
+def _a_job_is_watched_on_the_page(page: Page, client: Client) -> None:
+    page.open("#/jobs")
+    page.wait("document.querySelector('.start')")
+    page.fill(".start select:has(option[value=analyse])", "capture")
+    page.fill(".start textarea", "capture.top=2")
+    page.click("Start")
+    page.wait("document.querySelector('.log')")
+    [job] = [known for known in client.get("/api/jobs")["jobs"] if known["ended"] is None]
+    assert page.browser.run("location.hash") == f"#/jobs/{job['id']}"
+    page.wait("/succeeded|failed/.test(document.querySelector('dd .tag')?.innerText)", _SECONDS)
+    page.wait("document.querySelector('.log').textContent.includes('is complete')")
+    assert page.text("dd .tag") == "succeeded"
+    total = client.get(f"/api/jobs/{job['id']}")["job"]["progress"]["total"]
+    assert page.text(".progress") == f"{total} of {total} shards"
+    where = "where top = 2 and is_complete"
+    [row] = client.sql(f"select run, num_shards from runs {where}").to_pylist()
+    assert row["num_shards"] == total
+    page.go(f"#/runs/{row['run']}")
+    page.wait(f"document.querySelector('h2')?.innerText === {row['run']!r}")
+    assert page.browser.errors == []
 
 
 def _a_job_can_be_cancelled(client: Client) -> None:

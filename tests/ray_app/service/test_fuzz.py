@@ -7,12 +7,17 @@ import schemathesis
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis.specs.openapi.checks import status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from ray_app.service.app import create_app
 from ray_app.service.settings import ServiceSettings
 from service_parts import TOKEN, FakeRunner
 
+_CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 _EXAMPLES = 12
 _EXAMPLES_OF_LONG_FORM = 400
 
@@ -57,7 +62,7 @@ def test_the_fuzzer_finds_no_failure_of_the_service(
         def fuzz(case: schemathesis.Case) -> None:
             answer = send(quick_client, case)
             assert answer.status_code < 500, answer.text
-            case.validate_response(answer, checks=[status_code_conformance])
+            case.validate_response(answer, checks=_CHECKS)
             seen.setdefault(case.operation.label, set()).add(answer.status_code)
 
         fuzz()

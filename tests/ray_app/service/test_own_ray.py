@@ -1,6 +1,7 @@
 """The service's own Ray ends with the service, however that ends; a stand-in for Ray, no Ray."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from storage import create_store
+from ray_app.service.own_ray import own_ray
+from storage import ActlakeError, create_store
 
 STAND_IN = """
 import os, pathlib, signal, socket, subprocess, sys, time
@@ -40,7 +42,7 @@ store, stand_in, pids, mood = sys.argv[1:]
 own_ray._SECONDS_TO_STOP = 1.0
 command = [sys.executable, stand_in, pids, mood]
 own_ray._command = lambda dashboard, *others: [*command, str(dashboard)]
-serve._serving = lambda *arguments: contextlib.nullcontext()
+serve._serving = lambda settings, host, port, check: contextlib.nullcontext(check)
 serve.serve(
     store, host="127.0.0.1", port=0, allowed=(), replicas=100_000, slots=1, memory_mb=64,
     studies=None, token_file=Path(store).parent / "token",
@@ -142,3 +144,15 @@ def test_a_ray_that_ends_ends_the_service(start: Start, tmp_path: Path) -> None:
     assert "warning: queries may take" in errors
     assert "Ray ended, its log says: the raylet is out of luck" in errors
     _nothing_is_left(tmp_path, family)
+
+
+def test_a_ray_of_others_that_is_not_there_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with own_ray() as check:
+            check()
+    with pytest.raises(ActlakeError, match=f"found nothing at {address} .*refused"), own_ray():
+        pass

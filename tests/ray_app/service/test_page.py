@@ -1,13 +1,12 @@
 """The web page, end to end: a real server, a real store and a real browser."""
 
-import json
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,7 +18,7 @@ import uvicorn
 
 from analysis import AnalysisSettings, analyse_run
 from analysis.experts import ExpertSettings, keep_experts, split_at_random
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, Page
 from ray_app.service.app import create_app
 from ray_app.service.auth import token_digest
 from ray_app.service.jobs import Runner, State
@@ -166,65 +165,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield made
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """The page in a browser, as a reader uses it."""
-
-    browser: Browser
-    address: str
-
-    def open(self, place: str, **options: Any) -> None:
-        """Load the page anew, logged in, at an address below it."""
-        self.browser.open("about:blank")
-        self.browser.open(f"{self.address}#token={TOKEN}", **options)
-        self.wait("document.querySelector('#query')")
-        self.go(place)
-
-    def go(self, place: str) -> None:
-        self.browser.run(f"location.hash = {json.dumps(place)}")
-
-    def wait(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true."""
-        end = time.monotonic() + 60
-        while not self.browser.run(f"Boolean({condition})"):
-            assert time.monotonic() < end, f"{condition}: {self.text()} {self.browser.errors}"
-            time.sleep(0.02)
-
-    def text(self, selector: str = "main") -> str:
-        return str(self.browser.run(f"document.querySelector({selector!r})?.innerText ?? ''"))
-
-    def click(self, name: str, selector: str = "button") -> None:
-        """Click the control of that text."""
-        found = f"""[...document.querySelectorAll({selector!r})]
-            .find((control) => (control.ariaLabel ?? control.innerText).trim() === {name!r})"""
-        self.wait(found)
-        self.browser.run(f"(() => {{ const one = {found}; one.focus(); one.click(); }})()")
-
-    def fill(self, selector: str, value: str) -> None:
-        """Give a control a value, as by hand."""
-        self.browser.run(f"""(() => {{
-            const control = document.querySelector({selector!r});
-            control.value = {json.dumps(value)};
-            for (const name of ["input", "change"]) control.dispatchEvent(new Event(name));
-        }})()""")
-
-    def press(self, key: str, code: int, modifiers: int = 0) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            self.browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
-                              windowsVirtualKeyCode=code, modifiers=modifiers)  # fmt: skip
-
-    def focused(self) -> str:
-        """Tag or id of the element that has the focus."""
-        return str(self.browser.run("document.activeElement.id || document.activeElement.tagName"))
-
-
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     """The page; a script error, or one of the content security policy, fails the test."""
     browser.errors.clear()
     browser.open(address)
     browser.run("sessionStorage.clear()")
-    yield Page(browser, address)
+    yield Page(browser, address, TOKEN)
     refused = [error for error in browser.errors if "the server responded with" not in error]
     assert refused == []
 
@@ -461,7 +408,7 @@ def test_what_a_store_does_not_have_is_told(page: Page) -> None:
 def test_an_empty_store_says_how_to_begin(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with serving(create_store(tmp_path)) as address:
-        empty = Page(browser, address)
+        empty = Page(browser, address, TOKEN)
         empty.open("#/sql")
         commands = {"#/neuron": "capture", "#/runs": "capture", "#/overlap": "analyse"}
         for place, command in commands.items():
@@ -526,7 +473,7 @@ def test_a_job_is_started_and_watched_until_it_ends(
 ) -> None:
     runner = FakeRunner()
     with serving(store, runner, studies=studies) as address:
-        page = Page(browser, address)
+        page = Page(browser, address, TOKEN)
         page.open("#/jobs")
         page.wait("document.querySelector('.start')")
         assert "A study that tests may start." in page.text(".start")
@@ -561,7 +508,7 @@ def test_a_job_is_started_and_watched_until_it_ends(
 def test_a_job_is_cancelled(browser: Browser, store: Store, studies: Path) -> None:
     runner = FakeRunner()
     with serving(store, runner, studies=studies) as address:
-        page = Page(browser, address)
+        page = Page(browser, address, TOKEN)
         page.open("#/jobs")
         page.wait("document.querySelector('.start')")
         page.fill(".start select:has(option[value=analyse])", "analyse")

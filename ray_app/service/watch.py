@@ -1,0 +1,76 @@
+"""Whether Ray Serve's proxy is where the service says that it is, and has the application."""
+
+import time
+from types import TracebackType
+
+import httpx2
+
+from storage import ActlakeError
+
+__all__ = ["Watch"]
+
+_SECONDS_FOR_ROUTES = 5.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asks there, binds to nothing
+
+
+class Watch:
+    """Asks the proxy for its routes, which it answers itself, however busy the replicas are.
+
+    Serve replaces a proxy that dies, so only some time without an answer says that it is gone.
+    """
+
+    def __init__(self, host: str, port: int, application: str, *, patience: float = 60.0) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            host: address that the proxy is bound to.
+            port: its port.
+            application: name of what is served at ``/``.
+            patience: seconds that it may be away.
+        """
+        name = _WILDCARDS.get(host, host)
+        self._address = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+        self._application = application
+        self._patience = patience
+        self._seen: float | None = None
+        """When it was there last; None before the first time."""
+        self._http = httpx2.Client(base_url=self._address, timeout=_SECONDS_FOR_ROUTES)
+
+    def __enter__(self) -> "Watch":
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def sees(self) -> bool:
+        """Whether the application is there now."""
+        try:
+            answer = self._http.get("/-/routes")
+            is_there = answer.is_success and bool(answer.json().get("/") == self._application)
+        except (httpx2.HTTPError, ValueError):
+            return False
+        if is_there:
+            self._seen = time.monotonic()
+        return is_there
+
+    def check(self) -> None:
+        """Look once.
+
+        Raises:
+            ActlakeError: if it was there, and has been away for longer than it may be.
+        """
+        if self.sees() or self._seen is None:
+            return
+        if time.monotonic() - self._seen > self._patience:
+            raise ActlakeError(
+                f"the application {self._application!r} has not been at {self._address} for "
+                f"{self._patience:g} seconds: its Ray has ended, or somebody has removed it from "
+                "Serve. Start the service again."
+            )
