@@ -154,7 +154,8 @@ class _Report:
                 self._section("Drift", variants, self._drift),
             ]
             title = f"From {self._label(a)} (A) to {self._label(b)} (B)"
-            made.append({"title": title, "sections": [one for one in sections if one["choices"]]})
+            drawn = [one for one in sections if "choices" in one]
+            made.append({"title": title, "sections": drawn or sections})
         return made
 
     def alignments(self, runs: list[str]) -> list[Section]:
@@ -216,7 +217,7 @@ class _Report:
                 told.append(f"The random twin has no analysis like it: `{ask}` makes one.")
         overlap = self._section(titles[0], found, lambda one: self._overlap(beside[one.id]), notes)
         layers = self._section(titles[1], found, lambda one: self._layers(beside[one.id]), notes)
-        if not overlap["choices"]:  # A selection has one task besides the reference.
+        if "missing" in overlap:  # A selection has one task besides the reference.
             overlap = {
                 "title": titles[0],
                 "missing": "The run has no two tasks besides its reference.",
@@ -459,7 +460,7 @@ class _Report:
         figures: Callable[[Variant], list[Figure]],
         notes: dict[str, list[str]] | None = None,
     ) -> Section:
-        """One choice for each analysis that has something to draw.
+        """One choice for each analysis that has something to draw; a sentence if none has.
 
         Args:
             title: of the section.
@@ -475,7 +476,10 @@ class _Report:
             }
             for name, one in zip(names_of(variants), variants, strict=True)
         ]
-        return {"title": title, "choices": [choice for choice in choices if choice["figures"]]}
+        drawn = [choice for choice in choices if choice["figures"]]
+        if not drawn:
+            return {"title": title, "missing": "The analyses of this kind have nothing to draw."}
+        return {"title": title, "choices": drawn}
 
     def _label(self, run: str) -> str:
         return self.labels.get(run, run)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from storage.errors import (
 from storage.files import StoreFiles
 from storage.schema import Table
 from storage.sqlfiles import load_query, quote
-from storage.views import committed_lists, files_variable, record_paths, view_statements
+from storage.views import committed_lists, files_variable, view_statements, watched_records
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -79,19 +80,18 @@ def connect(
     Raises:
         QueryError: if a file that a view needs is damaged.
     """
-    connection = _open_on(files, threads, memory_limit)
+    connection = _open_on(files, files.reader(), threads, memory_limit)
     define_views(connection, view_statements(files))
     return connection
 
 
 def _open_on(
-    files: StoreFiles, threads: int | None, memory_limit: str | None
+    files: StoreFiles, reader: Any | None, threads: int | None, memory_limit: str | None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection that can read the files of a store, without views."""
+    """A connection that can read the files of a store through its reader, without views."""
     connection = open_connection(threads=threads, memory_limit=memory_limit)
     # Files never change under their name, and footers of large ones take longer than their rows.
     connection.execute("set parquet_metadata_cache = true")
-    reader = files.reader()
     if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
         connection.register_filesystem(reader)
@@ -125,10 +125,12 @@ class Following:
         self, files: StoreFiles, *, threads: int | None = None, memory_limit: str | None = None
     ) -> None:
         """Open a connection without views; arguments as for `connect`."""
-        self.connection = _open_on(files, threads, memory_limit)
-        """The connection."""
+        self._reader = files.reader()
+        self.connection = _open_on(files, self._reader, threads, memory_limit)
+        """The connection. Its cursors have views and no lists of files: they cannot read tables."""
         self._files = files
-        self._records: list[str] | None = None
+        self._lock = threading.Lock()
+        self._records: list[tuple[str, float]] | None = None
         self._until = math.inf
         self._statements: list[str] = []
         self._listed: set[str] = set()
@@ -139,9 +141,16 @@ class Following:
         Raises:
             QueryError: if a record is damaged, with its name.
         """
-        records = record_paths(self._files)
-        if records == self._records and 1000 * time.time() < self._until:
-            return
+        with self._lock:
+            records = watched_records(self._files)
+            if records != self._records or 1000 * time.time() >= self._until:
+                self._look_up()
+                self._records = records
+
+    def _look_up(self) -> None:
+        if self._reader is not None:
+            # Its listings may be from before the record that was found now.
+            self._reader.invalidate_cache()
         rows = fetch(self.connection, committed_lists(self._files)).to_pylist()
         found = {row["table_name"]: row["filenames"] for row in rows}
         for table in self._listed | found.keys():
@@ -152,7 +161,7 @@ class Following:
         statements = view_statements(self._files, listed=found.keys())
         if statements != self._statements:
             define_views(self.connection, statements)
-        self._records, self._statements, self._listed = records, statements, set(found)
+        self._statements, self._listed = statements, set(found)
         self._until = min((row["until_ms"] or math.inf for row in rows), default=math.inf)
 
 

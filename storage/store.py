@@ -33,7 +33,7 @@ class Store:
         """Run one SQL query over the views of this store.
 
         Args:
-            query: DuckDB SQL; `VIEWS` in storage.catalog names the views.
+            query: DuckDB SQL; `VIEWS` in storage.views names the views.
             params: values of ``$name`` parameters.
 
         Returns:
@@ -132,7 +132,10 @@ class Store:
 
     @property
     def connection(self) -> "duckdb.DuckDBPyConnection":
-        """The connection behind `sql`, made on first use; its views follow the store."""
+        """The connection behind `sql`, made on first use; its views follow the store.
+
+        It is for one thread, and its cursors cannot read tables: `connect` gives others.
+        """
         from storage import catalog
 
         if self._following is None:

@@ -2,7 +2,7 @@
 
 `view_statements` makes plain DuckDB SQL for any client: the views read Parquet and JSON through
 globs and show only files that a commit record or an analysis manifest names, so they stay right
-while a capture goes on. On connections of this package `storage.catalog.Following` looks up
+while a capture goes on. Behind `Store.sql` and in the service `storage.catalog.Following` looks up
 beforehand which files are committed, so that no query has to.
 """
 
@@ -20,9 +20,9 @@ __all__ = [
     "VIEWS",
     "committed_lists",
     "files_variable",
-    "record_paths",
     "view_statements",
     "views_script",
+    "watched_records",
 ]
 
 VIEWS = (
@@ -166,9 +166,16 @@ def view_statements(files: StoreFiles, *, listed: Collection[str] | None = None)
     return statements
 
 
-def record_paths(files: StoreFiles) -> list[str]:
-    """All records that decide what views show, sorted."""
-    return [path for pattern, _ in _RECORDS.values() for path in files.list(pattern)]
+def watched_records(files: StoreFiles) -> list[tuple[str, float]]:
+    """All records that decide what views show, and when those of runs were written (Unix time).
+
+    Records are never changed, but a run that was deleted can be captured again under its id.
+    """
+    return [
+        (path, files.modified(path) if name == "run_records" else 0.0)
+        for name, (pattern, _) in _RECORDS.items()
+        for path in files.list(pattern)
+    ]
 
 
 def committed_lists(files: StoreFiles) -> str:

@@ -15,7 +15,7 @@ select
     r.study,
     r.created::varchar as created,
     -- Of a model in a folder of this machine, its own name.
-    regexp_replace(r.model, '^[/~].*/([^/]+)/?$', '\1') as model,
+    regexp_replace(r.model, '^(?:file:/|~[^/]*|[.][.]?)?/(?:.*/)?([^/]+)/?$', '\1') as model,
     r.init,
     r.architecture,
     r.dtype,

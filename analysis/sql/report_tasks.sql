@@ -29,7 +29,12 @@ select
     t.task,
     t.is_reference,
     -- Of files in folders of this machine, their own names.
-    regexp_replace(t.source, '(^|, )[/~][^,]*/([^,/]+)', '\1\2', 'g') as source,
+    regexp_replace(
+        t.source,
+        '(^|, )(?:file:/|~[^/,]*|[.][.]?)?/(?:(?:[^,]|,[^ ])*/)?((?:[^,/]|,[^ /])+)',
+        '\1\2',
+        'g'
+    ) as source,
     t.committed_tokens,
     a.predictions,
     a.loss,

@@ -77,7 +77,7 @@ def own_ray() -> Iterator[Callable[[], None]]:
 def _check_listens(address: str) -> None:
     """Say at once that no Ray is there, which Ray would try for minutes; words are left to it."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal()) or "://" in host:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()

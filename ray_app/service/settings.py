@@ -62,7 +62,7 @@ class ServiceSettings(BaseModel):
     )
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Most bytes of a request.")
     freshness_seconds: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="How long a query may take the list of tables that have files for current."
+        1.0, description="How long a query may take the list of committed files for current."
     )
 
     @property

@@ -32,9 +32,13 @@ class Watch:
         self._address = f"http://{f'[{name}]' if ':' in name else name}:{port}"
         self._application = application
         self._patience = patience
-        self._seen: float | None = None
-        """When it was there last; None before the first time."""
-        self._http = httpx2.Client(base_url=self._address, timeout=_SECONDS_FOR_ROUTES)
+        self._was_there = False
+        self._missing_since: float | None = None
+        """When it was looked for first and not there, since it was there last."""
+        # A proxy of the environment leads elsewhere.
+        self._http = httpx2.Client(
+            base_url=self._address, timeout=_SECONDS_FOR_ROUTES, trust_env=False
+        )
 
     def __enter__(self) -> "Watch":
         """Itself."""
@@ -53,11 +57,11 @@ class Watch:
         """Whether the application is there now."""
         try:
             answer = self._http.get("/-/routes")
-            is_there = answer.is_success and bool(answer.json().get("/") == self._application)
+            routes = answer.json() if answer.is_success else None
         except (httpx2.HTTPError, ValueError):
             return False
-        if is_there:
-            self._seen = time.monotonic()
+        is_there = isinstance(routes, dict) and routes.get("/") == self._application
+        self._was_there |= is_there
         return is_there
 
     def check(self) -> None:
@@ -66,9 +70,13 @@ class Watch:
         Raises:
             ActlakeError: if it was there, and has been away for longer than it may be.
         """
-        if self.sees() or self._seen is None:
+        if self.sees() or not self._was_there:
+            self._missing_since = None
             return
-        if time.monotonic() - self._seen > self._patience:
+        now = time.monotonic()
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since > self._patience:
             raise ActlakeError(
                 f"the application {self._application!r} has not been at {self._address} for "
                 f"{self._patience:g} seconds: its Ray has ended, or somebody has removed it from "

@@ -267,7 +267,7 @@ def test_folders_of_this_machine_are_not_told(tmp_path: Path) -> None:
     record = made.run_record("run-a")
     record["model"]["source"] = f"{tmp_path}/models/small-llama/"
     record["tasks"][0]["source"] = f"{tmp_path}/a, b/*.txt, {tmp_path}/c.txt, ~/d/*.md, package:e/*"
-    record["tasks"][1]["source"] = "someone/texts"
+    record["tasks"][1]["source"] = "someone/texts, ../mine/e.txt, file:///home/me,you/f, ./g/h.txt"
     made.files.put_json(layout.run_path("run-a"), record)
     report = make_report(made)
     assert str(tmp_path) not in render_page(report)
@@ -276,7 +276,7 @@ def test_folders_of_this_machine_are_not_told(tmp_path: Path) -> None:
     first, second, *_ = (task["task"] for task in record["tasks"])
     told = {row["task"]: row["source"] for row in rows_of(report, "Tasks")}
     assert told[first] == "a, b/*.txt, c.txt, *.md, package:e/*"
-    assert told[second] == "someone/texts"
+    assert told[second] == "someone/texts, e.txt, f, h.txt"
 
 
 def test_routers_are_compared_over_the_share_of_experts(report: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The views show committed files only, on stores that are empty, growing, finished or damaged."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ def test_a_committed_file_that_is_gone_is_named_and_not_left_out(store: Store) -
     store.files.local(path).unlink()
     with pytest.raises(QueryError, match=path):
         store.sql("select count(*) from stats").fetchall()
+
+
+def test_a_run_that_is_deleted_and_captured_again_is_read_anew(
+    builder: Any, activations: Callable[..., Any]
+) -> None:
+    builder.add_shard("code", 0, activations(0))
+    store = builder.finish()
+    path = store.files.local("runs/run=run-1/run.json")
+    assert store.sql("select sum(n) from stats").fetchall() == [(400,)]
+    stats = store.files.local("runs/run=run-1/stats/task=code")
+    (stats / "stage-00").rename(stats / "stage-07")
+    commit = store.files.local("runs/run=run-1/commits/task=code/shard-00000.json")
+    commit.write_text(commit.read_text().replace("stage-00", "stage-07"))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert store.sql("select sum(n) from stats").fetchall() == [(400,)]
 
 
 def test_records_are_read_again_only_when_there_is_another(

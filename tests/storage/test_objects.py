@@ -172,11 +172,19 @@ def test_an_open_reader_sees_new_shards_once_its_listings_are_old(
 ) -> None:
     monkeypatch.setattr(objects, "_LISTING_SECONDS", 0.5)
     commit_shard(store_root)
-    store = open_store(store_root)
-    assert store.sql("select count(*) from samples").fetchall() == [(3,)]
+    connection = open_store(store_root).connect()
+    assert connection.sql("select count(*) from samples").fetchall() == [(3,)]
     commit_shard(store_root, shard=1)
     time.sleep(0.6)
-    assert store.sql("select count(*) from samples").fetchall() == [(6,)]
+    assert connection.sql("select count(*) from samples").fetchall() == [(6,)]
+
+
+def test_a_store_sees_new_shards_at_once(store_root: str) -> None:
+    commit_shard(store_root)
+    store = open_store(store_root)
+    for shard in range(1, 4):
+        assert store.sql("select count(*) from samples").fetchall() == [(3 * shard,)]
+        commit_shard(store_root, shard=shard)
 
 
 def test_verify_reads_every_byte(store_root: str, new_builder: Any, activations: Any) -> None:

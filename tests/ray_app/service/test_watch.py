@@ -47,11 +47,19 @@ def proxy() -> Iterator[Proxy]:
 def test_it_sees_the_application_alone(proxy: Proxy, host: str) -> None:
     with Watch(host, proxy.server_port, "actlake") as watch:
         assert watch.sees()
-        for body in ('{"/": "another"}', "{}", "Service unavailable"):
+        for body in ('{"/": "another"}', "{}", '["/"]', "Service unavailable"):
             proxy.body = body
             assert not watch.sees(), body
         proxy.body, proxy.status = '{"/": "actlake"}', 503
         assert not watch.sees()
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with Watch("127.0.0.1", proxy.server_port, "actlake") as watch:
+        assert watch.sees()
 
 
 def test_only_long_absence_is_an_end(proxy: Proxy) -> None:
@@ -67,6 +75,8 @@ def test_only_long_absence_is_an_end(proxy: Proxy) -> None:
         proxy.status = 200
         watch.check()  # It was away, and came back.
         proxy.body = "{}"
+        time.sleep(0.3)
+        watch.check()  # Nobody looked meanwhile: it may have gone just now.
         time.sleep(0.3)
         with pytest.raises(ActlakeError, match="has not been at http:"):
             watch.check()
