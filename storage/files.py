@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from storage.errors import DamagedFileError, StoreError
 from storage.local import LocalFolder
 from storage.objects import ObjectStore
-from storage.pages import UnnestingWriter
+from storage.pages import EncodedColumns, UnnestingWriter
 from storage.schema import TABLES, Table
 
 __all__ = ["FileRecord", "StoreFiles", "canonical_json"]
@@ -200,7 +200,14 @@ class StoreFiles:
             sha256=hashlib.sha256(data).hexdigest(),
         )
 
-    def put_batches(self, path: str, name: str, batches: Iterable[pa.RecordBatch]) -> FileRecord:
+    def put_batches(
+        self,
+        path: str,
+        name: str,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        encoded: EncodedColumns | None = None,
+    ) -> FileRecord:
         """Write a Parquet file of the table called `name` that may not fit into memory.
 
         Args:
@@ -208,6 +215,8 @@ class StoreFiles:
             name: name of the table; each batch must have its columns. Those of a table with
                 `Table.unnested_bounds` have lists, which become rows.
             batches: the rows, in the order in which they are to be stored.
+            encoded: given to several files of a table with lists, what they have in common is
+                encoded once.
 
         Raises:
             StoreError: as `put`.
@@ -215,7 +224,7 @@ class StoreFiles:
         with self._backend.writing(path) as temporary:
             with temporary.open("wb") as file:
                 hashing = _HashingFile(file)
-                rows = _write_batches(hashing, TABLES[name], batches)
+                rows = _write_batches(hashing, TABLES[name], batches, encoded)
             size = temporary.stat().st_size
         digest = hashing.sha256.hexdigest()
         return FileRecord(path=path, table=name, rows=rows, bytes=size, sha256=digest)
@@ -326,10 +335,14 @@ class _HashingFile(io.BufferedIOBase):
         return self._file.tell()
 
 
-def _write_batches(file: Any, table: Table, batches: Iterable[pa.RecordBatch]) -> int:
+def _write_batches(
+    file: Any, table: Table, batches: Iterable[pa.RecordBatch], encoded: EncodedColumns | None
+) -> int:
     """Write a Parquet file, and give its number of rows."""
     if table.unnested_bounds is not None:
-        with UnnestingWriter(file, table.schema, bounds=table.unnested_bounds) as unnesting:
+        with UnnestingWriter(
+            file, table.schema, bounds=table.unnested_bounds, encoded=encoded
+        ) as unnesting:
             for batch in batches:
                 unnesting.write_batch(batch)
         return unnesting.num_rows

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["UnnestingWriter"]
+__all__ = ["EncodedColumns", "UnnestingWriter"]
 
 _MAGIC = b"PAR1"
 _CREATED_BY = b"actlake (raw values)"
@@ -73,7 +73,14 @@ class UnnestingWriter:
     its checksum.
     """
 
-    def __init__(self, file: BinaryIO, schema: pa.Schema, *, bounds: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        schema: pa.Schema,
+        *,
+        bounds: Sequence[str] = (),
+        encoded: "EncodedColumns | None" = None,
+    ) -> None:
         """Begin the file.
 
         Args:
@@ -81,6 +88,8 @@ class UnnestingWriter:
             schema: names, types and nullability of the rows that are written. The precision of
                 floats in lists may differ from it: it is that of the first batch.
             bounds: integer columns whose least and greatest values stand in the footer.
+            encoded: what writers of other files encoded last, which may be at work in other
+                threads; they must have the same schema and bounds.
         """
         self.num_rows = 0
         """Rows that were written so far."""
@@ -91,7 +100,7 @@ class UnnestingWriter:
         self._waiting = bytearray()
         self._types: list[pa.DataType] | None = None
         self._groups: list[_Field] = []
-        self._last: dict[str, tuple[pa.Array, np.ndarray, _Column]] = {}
+        self._last = EncodedColumns() if encoded is None else encoded
         self._write(_MAGIC)
 
     def __enter__(self) -> "UnnestingWriter":
@@ -140,7 +149,8 @@ class UnnestingWriter:
     ) -> "_Column":
         if rows.null_count and not known.nullable:
             raise ValueError(f"column {known.name!r} may not be null, found {rows.null_count}")
-        # Most columns are as they were in the row group before: those of places, blocks and nulls.
+        # Most columns are as they were in the row group before: those of places, blocks and nulls;
+        # places are those of other files too.
         last = self._last.get(known.name)
         if last is not None and _is_same(rows, last[0]) and np.array_equal(lengths, last[1]):
             return last[2]
@@ -193,6 +203,13 @@ class UnnestingWriter:
                 self._waiting = bytearray()
             self._file.write(data)
         self._offset += len(data)
+
+
+class EncodedColumns(dict[str, "tuple[pa.Array, np.ndarray, _Column]"]):
+    """The columns that were encoded last, by their names, with what they were made of.
+
+    It keeps the arrays: their places in memory, which say that lists are the same, stay theirs.
+    """
 
 
 class _Column:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ray_app.capture.moments import Reduction, make_accumulator
 from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.sites import SiteLocation
+from storage.pages import EncodedColumns
 
 __all__ = ["Part", "Recorder", "SiteKey", "StatsRecorder", "neuron_columns"]
 
@@ -29,6 +30,8 @@ class Part:
     """Columns of the table; row groups one by one where there are too many rows to hold."""
     site: SiteKey | None = None
     """Whose rows they are, in tables with a file for each site and layer."""
+    encoded: EncodedColumns | None = None
+    """What the files of a shard have in common, as far as it is encoded."""
 
 
 class Recorder(Protocol):

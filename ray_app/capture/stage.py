@@ -8,9 +8,7 @@ the plan; a stage that was restarted in the middle of a shard says so instead of
 shard.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,7 +18,7 @@ from ray_app.capture.errors import CaptureError, ShardInterruptedError
 from ray_app.capture.modality import UnreadableError, modality_of
 from ray_app.capture.moments import make_accumulator
 from ray_app.capture.partial import ShardParts
-from ray_app.capture.recorders import SiteKey
+from ray_app.capture.recorders import Part, SiteKey
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.capture.spec import StageSpec
 from ray_app.models.hooks import read_inputs
@@ -154,27 +152,27 @@ class Stage:
             raise _interrupted(shard, "its end")
         # All are made before one is written, but for raw values, which are too many.
         run, place = self._spec.run, shard.key
-        parts: dict[str, tuple[str, Any]] = {}
+        parts: dict[str, Part] = {}
         for part in closed.parts():
             if part.site is None:
                 path = layout.part_path(run, part.table, *place, self._spec.index)
             else:
                 path = layout.values_path(run, shard.task, *part.site, shard.shard)
-            parts[path] = part.table, part.rows
+            parts[path] = part
         if self._model.is_last:
             for name, table in closed.prediction_tables().items():
-                parts[layout.table_path(run, name, *place)] = name, table
+                parts[layout.table_path(run, name, *place)] = Part(table=name, rows=table)
             if closed.set_aside:
-                parts[layout.quarantine_path(run, *place)] = "quarantine", closed.quarantine_table()
+                quarantined = Part(table="quarantine", rows=closed.quarantine_table())
+                parts[layout.quarantine_path(run, *place)] = quarantined
         # Compressing raw values takes longer than all else.
         with ThreadPoolExecutor(self._spec.threads) as pool:
             return list(pool.map(self._put, parts, parts.values()))
 
-    def _put(self, path: str, part: tuple[str, pa.Table | Iterator[pa.RecordBatch]]) -> FileRecord:
-        table, rows = part
-        if isinstance(rows, pa.Table):
-            return self._files.put_table(path, table, rows)
-        return self._files.put_batches(path, table, rows)
+    def _put(self, path: str, part: Part) -> FileRecord:
+        if isinstance(part.rows, pa.Table):
+            return self._files.put_table(path, part.table, part.rows)
+        return self._files.put_batches(path, part.table, part.rows, encoded=part.encoded)
 
     def drop(self, shard: PlannedShard) -> None:
         """Forget a shard that is not to be written, because another stage could not close it."""

@@ -18,6 +18,7 @@ from ray_app.capture.recorders import Part, SiteKey, neuron_columns
 from ray_app.capture.shards import Batch, PlannedShard
 from ray_app.models.sites import SiteLocation
 from ray_app.native import load_library
+from storage.pages import EncodedColumns
 from storage.values import Encoding, HalfOverflowError, encode_rows, neurons_in_group, place_lists
 
 __all__ = ["ChosenPositions", "ValuesRecorder", "draw_positions"]
@@ -144,18 +145,27 @@ class ValuesRecorder:
 
     def parts(self) -> Iterator[Part]:
         """One file for each site and layer, ordered by neuron; what is given is forgotten."""
+        encoded = EncodedColumns()
+        step = neurons_in_group(self._chosen.count)
+        samples, positions = self._chosen.places()
+        # The same arrays for every group and file of so many neurons: they are encoded once.
+        places = {
+            size: place_lists(samples, positions, size)
+            for size in {min(step, site.width) for site in self._sites}
+        }
         for site in self._sites:
             key = site.site, site.layer
-            yield Part(table="values", rows=self._row_groups(site, self._values.pop(key)), site=key)
+            rows = self._row_groups(site, self._values.pop(key), places[min(step, site.width)])
+            yield Part(table="values", rows=rows, site=key, encoded=encoded)
 
-    def _row_groups(self, site: SiteLocation, values: Tensor) -> Iterator[pa.RecordBatch]:
+    def _row_groups(
+        self, site: SiteLocation, values: Tensor, places: dict[str, pa.Array]
+    ) -> Iterator[pa.RecordBatch]:
         columns = neuron_columns(self._shard.shard, site)
         whole = pa.record_batch(
             {"block": columns["shard"], "neuron": columns["neuron"], "head": columns["head"]}
         )
         step = neurons_in_group(self._chosen.count)
-        # The same arrays for every group: they are encoded once.
-        places = place_lists(*self._chosen.places(), min(step, site.width))
         for start in range(0, site.width, step):
             z = values[start : start + step].numpy()
             try:

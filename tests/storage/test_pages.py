@@ -1,6 +1,7 @@
 """Files of raw values hold the rows that lists were unnested to, for every reader."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import TABLES
-from storage.pages import UnnestingWriter
+from storage.pages import EncodedColumns, UnnestingWriter
 
 SCHEMA = TABLES["values"].schema
 BOUNDS = ("block", "neuron")
@@ -53,9 +54,9 @@ def unnested(rows: pa.RecordBatch) -> list[dict[str, Any]]:
     ]
 
 
-def written(batches: list[pa.RecordBatch]) -> bytes:
+def written(batches: list[pa.RecordBatch], encoded: EncodedColumns | None = None) -> bytes:
     file = io.BytesIO()
-    with UnnestingWriter(file, SCHEMA, bounds=BOUNDS) as writer:
+    with UnnestingWriter(file, SCHEMA, bounds=BOUNDS, encoded=encoded) as writer:
         for rows in batches:
             writer.write_batch(rows)
     return file.getvalue()
@@ -140,6 +141,24 @@ def test_the_same_rows_give_the_same_bytes_however_they_lie_in_memory() -> None:
     apart = [rows.slice(0, 1), rows.slice(1, 1), rows.slice(2, 1)]
     copied = [pa.RecordBatch.from_pylist(part.to_pylist(), rows.schema) for part in apart]
     assert written(apart) == written(copied)
+
+
+def test_files_that_share_what_is_encoded_have_the_same_bytes() -> None:
+    """Of threads that write at once, with places that lie where those of other files lay."""
+    random = np.random.default_rng(0)
+    encoded = EncodedColumns()
+
+    def both(seed: int) -> bool:
+        sizes = [(4, 30), (4, 30), (3, 30), (4, 30), (4, 20 + seed % 3)]
+        values = [random.normal(size=size).astype(np.float16) for size in sizes]
+        groups = [
+            batch(pa.array(list(rows), pa.list_(pa.float16())), first=seed, sample=seed % 4)
+            for rows in values
+        ]
+        return written(groups, encoded) == written(groups)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(both, range(200)))
 
 
 def test_zeros_keep_their_signs() -> None:
