@@ -145,10 +145,10 @@ def test_the_same_rows_give_the_same_bytes_however_they_lie_in_memory() -> None:
 
 def test_files_that_share_what_is_encoded_have_the_same_bytes() -> None:
     """Of threads that write at once, with places that lie where those of other files lay."""
-    random = np.random.default_rng(0)
     encoded = EncodedColumns()
 
     def both(seed: int) -> bool:
+        random = np.random.default_rng(seed)
         sizes = [(4, 30), (4, 30), (3, 30), (4, 30), (4, 20 + seed % 3)]
         values = [random.normal(size=size).astype(np.float16) for size in sizes]
         groups = [
