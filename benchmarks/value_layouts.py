@@ -60,10 +60,19 @@ def main() -> None:
     }
     layouts["by token, Parquet"] = folder / "by-token", lambda: parquet_questions(folder)
     layouts["by token, NumPy"] = folder / "by-token.npy", lambda: array_questions(folder)
-    for name, (path, questions) in layouts.items():
-        values = path / "runs" if path.is_dir() and (path / "runs").exists() else path
-        size = sum(file.stat().st_size for file in data_files(values))
-        report(name, size / num_positions / width, path, questions, given.rounds)
+    sizes = {
+        name: sum(file.stat().st_size for file in data_files(path)) / num_positions / width
+        for name, (path, _) in layouts.items()
+    }
+    for question in ("top 20", "given tokens", "means"):
+        print(f"\n{question}", flush=True)
+        for name, times in measured(layouts, question, given.rounds).items():
+            cold, warm = map(statistics.median, times)
+            print(
+                f"  {name:20} {sizes[name]:5.2f} bytes per value   warm {warm:9.1f} ms   "
+                f"cold {cold:9.1f} ms",
+                flush=True,
+            )
     fixed_costs(stores["float16"], given.rounds)
 
 
@@ -253,28 +262,25 @@ def forget(path: Path) -> None:
         os.close(descriptor)
 
 
-def report(
-    name: str,
-    bytes_per_value: float,
-    path: Path,
-    questions: Callable[[], dict[str, Question]],
-    rounds: int,
-) -> None:
-    print(f"\n{name}: {bytes_per_value:.2f} bytes per value", flush=True)
-    for question in questions():
-        cold, warm = [], []
-        while len(cold) < rounds and (not cold or sum(cold) < _MOST_MS):
+def measured(
+    layouts: dict[str, tuple[Path, Callable[[], dict[str, Question]]]], question: str, rounds: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Milliseconds of a question, cold and warm, by layout.
+
+    Rounds are interleaved, so that a machine that is busy for a while disturbs all alike.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in layouts}
+    for _ in range(rounds):
+        for name, (path, questions) in layouts.items():
+            cold, warm = times[name]
+            if sum(cold) > _MOST_MS:
+                continue
             forget(path)
             cold.append(timed(questions()[question]))
-        ask = questions()[question]
-        ask()
-        while len(warm) < rounds and (not warm or sum(warm) < _MOST_MS):
+            ask = questions()[question]
+            ask()
             warm.append(timed(ask))
-        print(
-            f"  {question:14} warm {statistics.median(warm):9.1f} ms   cold "
-            f"{statistics.median(cold):9.1f} ms",
-            flush=True,
-        )
+    return times
 
 
 def timed(ask: Question) -> float:
