@@ -123,7 +123,7 @@ def test_a_run_that_is_deleted_and_captured_again_is_read_anew(
     (stats / "stage-00").rename(stats / "stage-07")
     commit = store.files.local("runs/run=run-1/commits/task=code/shard-00000.json")
     commit.write_text(commit.read_text().replace("stage-00", "stage-07"))
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
     assert store.sql("select sum(n) from stats").fetchall() == [(400,)]
 
 
