@@ -30,8 +30,9 @@ lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-long: $(VENV)/ready ## Run the tests on real weights in their long form.
+long: $(VENV)/ready ## Run the tests on real weights, and of all cuts, in their long form.
 	$(RUN)/python -m pytest -m real_model --long
+	$(RUN)/python -m pytest --long tests/ray_app/capture/test_scheduling.py
 
 bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an idle machine.
 	$(RUN)/python studies/make_demo_texts.py demo-texts

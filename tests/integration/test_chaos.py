@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 def test_a_few_kills_leave_the_store_of_an_undisturbed_capture(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
-    arguments = ["--kills", "4", "--seed", str(seed), "--shards", "45"]
+    arguments = ["--kills", "4", "--seed", str(seed), "--shards", "36"]
     ended = subprocess.run(
         [sys.executable, str(CHAOS), *arguments],
         env={**os.environ, "PYTHONPATH": str(CHAOS.parents[2])},
