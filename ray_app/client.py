@@ -5,7 +5,6 @@
 >>> client.sql("select * from runs where run = $run", run="demo").df()  # doctest: +SKIP
 """
 
-from types import TracebackType
 from typing import Any
 
 import httpx2
@@ -135,12 +134,7 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _request(self, method: str, path: str, *, wait: float = 0.0, **options: Any) -> Any:

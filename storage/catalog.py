@@ -32,7 +32,6 @@ __all__ = [
     "RowStream",
     "add_function",
     "connect",
-    "define_views",
     "execute",
     "export",
     "fetch",
@@ -81,7 +80,7 @@ def connect(
         QueryError: if a file that a view needs is damaged.
     """
     connection = _open_on(files, files.reader(), threads, memory_limit)
-    define_views(connection, view_statements(files))
+    _define_views(connection, view_statements(files))
     return connection
 
 
@@ -98,7 +97,7 @@ def _open_on(
     return connection
 
 
-def define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+def _define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
     """Make or replace the views of a connection.
 
     Raises:
@@ -160,7 +159,7 @@ class Following:
             execute(self.connection, statement, params)
         statements = view_statements(self._files, listed=found.keys())
         if statements != self._statements:
-            define_views(self.connection, statements)
+            _define_views(self.connection, statements)
         self._statements, self._listed = statements, set(found)
         self._until = min((row["until_ms"] or math.inf for row in rows), default=math.inf)
 

@@ -1,7 +1,6 @@
 """Whether Ray Serve's proxy is where the service says that it is, and has the application."""
 
 import time
-from types import TracebackType
 
 import httpx2
 
@@ -44,12 +43,7 @@ class Watch:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the connection."""
         self._http.close()
 
