@@ -161,6 +161,17 @@ def test_files_that_share_what_is_encoded_have_the_same_bytes() -> None:
         assert all(threads.map(both, range(200)))
 
 
+def test_the_footer_tells_where_pages_of_values_begin_behind_dictionaries() -> None:
+    """Readers that skip to them are not among those that are tested."""
+    group = read(written([batch(pa.array([[1, 2], [3, 4]], pa.list_(pa.int8())))])).metadata
+    columns = [group.row_group(0).column(index) for index in range(len(SCHEMA))]
+    with_dictionary = [column for column in columns if column.has_dictionary_page]
+    assert len(with_dictionary) > 3
+    for column in with_dictionary:
+        end = column.dictionary_page_offset + column.total_compressed_size
+        assert column.dictionary_page_offset < column.data_page_offset < end
+
+
 def test_zeros_keep_their_signs() -> None:
     rows = batch(pa.array([[-0.0], [0.0]], pa.list_(pa.float32())))
     rows = changed(rows, "error_bound", pa.array([0.0, -0.0], pa.float32()))
