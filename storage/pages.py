@@ -11,7 +11,6 @@ which names the numbers below.
 
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,11 +46,16 @@ _T_TRUE, _T_BYTE, _T_I32, _T_I64, _T_BINARY, _T_LIST, _T_STRUCT = 1, 3, 5, 6, 8,
 _Field = tuple[int, Any]
 """A type of the compact protocol, and a value of it; that of a struct is encoded already."""
 _Bytes = bytes | memoryview
+_Place = tuple[str, bytes, tuple[Any, ...]]
+"""Name of a column, lengths of the lists, and what tells its array from others."""
 
 _LEVELS: _Field = _T_I32, _RLE
 
 _SMALL = 1 << 16
 """Bytes below which it is dearer to write apart than to copy."""
+
+_MOST_KEPT = 1 << 24
+"""Bytes of encoded columns that are remembered by what they hold."""
 
 _FEW = 1 << 10
 """Bytes of a column that are not worth compressing."""
@@ -100,7 +104,7 @@ class UnnestingWriter:
         self._waiting = bytearray()
         self._types: list[pa.DataType] | None = None
         self._groups: list[_Field] = []
-        self._last = EncodedColumns() if encoded is None else encoded
+        self._encoded = EncodedColumns() if encoded is None else encoded
         self._write(_MAGIC)
 
     def __enter__(self) -> "UnnestingWriter":
@@ -130,8 +134,9 @@ class UnnestingWriter:
         elif types != self._types:
             raise ValueError(f"all batches of a file must have one type, found {types}")
         start, size, chunks = self._offset, 0, []
+        key = lengths.tobytes()
         for known, dtype in zip(self._schema, types, strict=True):
-            column = self._column(batch[known.name], known, dtype, lengths)
+            column = self._column(batch[known.name], known, dtype, lengths, key)
             chunks.append((_T_STRUCT, self._chunk(column)))
             size += column.raw_size
         group = {
@@ -145,20 +150,19 @@ class UnnestingWriter:
         self.num_rows += num_rows
 
     def _column(
-        self, rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray
+        self, rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray, key: bytes
     ) -> "_Column":
         if rows.null_count and not known.nullable:
             raise ValueError(f"column {known.name!r} may not be null, found {rows.null_count}")
-        # Most columns are as they were in the row group before: those of places, blocks and nulls;
-        # places are those of other files too.
-        last = self._last.get(known.name)
-        if last is not None and _is_same(rows, last[0]) and np.array_equal(lengths, last[1]):
-            return last[2]
-        make = _unnested if pa.types.is_list(rows.type) else _repeated
-        column = make(rows, known, dtype, lengths)
-        column.describe(known.name, with_bounds=known.name in self._bounds)
-        self._last[known.name] = rows, lengths, column
-        return column
+        # Most columns are those of another row group: of the one before, or of another file.
+        place = known.name, key, _identity(rows)
+        found = self._encoded.get(place)
+        if found is None:
+            make = _unnested if pa.types.is_list(rows.type) else _repeated
+            column = make(rows, known, dtype, lengths)
+            column.finish(known.name, with_bounds=known.name in self._bounds)
+            found = self._encoded.keep(place, rows, column)
+        return found
 
     def _chunk(self, column: "_Column") -> bytes:
         """Write the pages of a column; gives its entry in the footer."""
@@ -167,11 +171,10 @@ class UnnestingWriter:
             self._write(part)
         # What comes before and after the places of the pages is the same wherever they are.
         before, after = column.entry
-        places: dict[int, _Field] = {9: (_T_I64, start + column.data_page)}
+        places = _offset(start + column.data_page)
         if column.data_page:
-            places[11] = _T_I64, start
-        metadata = before + _fields(places, after=7) + after
-        return _struct({2: (_T_I64, 0), 3: (_T_STRUCT, metadata)})
+            places += _offset(start)
+        return before + places + after
 
     def _end(self) -> None:
         types = self._types or [known.type for known in self._schema]
@@ -205,11 +208,36 @@ class UnnestingWriter:
         self._offset += len(data)
 
 
-class EncodedColumns(dict[str, "tuple[pa.Array, np.ndarray, _Column]"]):
-    """The columns that were encoded last, by their names, with what they were made of.
+class EncodedColumns:
+    """Columns that were encoded, to be found again.
 
-    It keeps the arrays: their places in memory, which say that lists are the same, stay theirs.
+    Columns of lists are known by where they lie in memory; their arrays are kept, so that it stays
+    theirs. Only the last one of each name is, since values come once. Other columns are known by
+    what they hold. Threads may share it.
     """
+
+    def __init__(self) -> None:
+        """Nothing is encoded yet."""
+        self._lists: dict[str, tuple[_Place, pa.Array, _Column]] = {}
+        self._others: dict[_Place, _Column] = {}
+        self._size = 0
+
+    def get(self, place: "_Place") -> "_Column | None":
+        """The column of this name, lengths and identity, if it is known."""
+        last = self._lists.get(place[0])
+        return last[2] if last is not None and last[0] == place else self._others.get(place)
+
+    def keep(self, place: "_Place", rows: pa.Array, column: "_Column") -> "_Column":
+        """Remember what an array became."""
+        if pa.types.is_list(rows.type):
+            self._lists[place[0]] = place, rows, column
+        else:
+            if self._size > _MOST_KEPT:
+                self._others.clear()
+                self._size = 0
+            self._others[place] = column
+            self._size += column.size + len(place[1])
+        return column
 
 
 class _Column:
@@ -248,6 +276,8 @@ class _Column:
         """Bytes before compression, with headers."""
         self.data_page = 0
         """Where the data page begins, after the page of the dictionary."""
+        self.size = 0
+        """Bytes of all pages in the file."""
         self.entry = b"", b""
         """Its entry in the footer, before and after the places of its pages."""
         if dictionary is not None:
@@ -258,8 +288,11 @@ class _Column:
         header = _struct({1: (_T_I32, num_rows), 2: (_T_I32, encoding), 3: _LEVELS, 4: _LEVELS})
         self._add_page(_DATA_PAGE, 5, header, parts)
 
-    def describe(self, name: str, *, with_bounds: bool) -> None:
+    def finish(self, name: str, *, with_bounds: bool) -> None:
         """Make `entry`, once all pages are there."""
+        self.size = sum(len(part) for part in self.parts)
+        if self.size < _SMALL:
+            self.parts = [b"".join(self.parts)]
         encodings = sorted({_PLAIN, _RLE, self.encoding})
         before = _fields(
             {
@@ -269,10 +302,12 @@ class _Column:
                 4: (_T_I32, self.codec),
                 5: (_T_I64, self.num_rows),
                 6: (_T_I64, self.raw_size),
-                7: (_T_I64, sum(len(part) for part in self.parts)),
+                7: (_T_I64, self.size),
             }
         )
-        after = b"\0"
+        # It is a field of the chunk, behind one that is no longer used; both structs end.
+        before = _fields({2: (_T_I64, 0), 3: (_T_STRUCT, before)})
+        after = b"\0\0"
         if with_bounds and self.bounds is not None:
             least, greatest = self.bounds
             statistics = _struct({5: (_T_BINARY, greatest), 6: (_T_BINARY, least)})
@@ -318,17 +353,15 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
     return np.empty(0, dtype=np.int64) if found is None else found
 
 
-def _is_same(rows: pa.Array, last: pa.Array) -> bool:
-    """Whether a column is that of the row group before; of lists, whether they lie where it lay."""
-    if rows.type != last.type or len(rows) != len(last):
-        return False
-    if not pa.types.is_list(rows.type):
-        return bool(rows.equals(last))
-    return rows.offset == last.offset and _addresses(rows) == _addresses(last)
-
-
-def _addresses(rows: pa.Array) -> list[int | None]:
-    return [None if buffer is None else buffer.address for buffer in rows.buffers()]
+def _identity(rows: pa.Array) -> tuple[Any, ...]:
+    """What is the same for arrays that hold the same; of lists, for those that are the same."""
+    if rows.null_count == len(rows):
+        return rows.type, len(rows)
+    if pa.types.is_list(rows.type):
+        buffers = [None if buffer is None else buffer.address for buffer in rows.buffers()]
+        return rows.type, len(rows), rows.offset, *buffers
+    present = rows.is_valid().to_numpy(zero_copy_only=False).tobytes()
+    return rows.type, present, rows.drop_null().to_numpy().tobytes()
 
 
 def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray) -> _Column:
@@ -433,7 +466,11 @@ def _run(number: int, count: int, num_bytes: int) -> bytes:
     return _varint(count << 1) + int(number).to_bytes(num_bytes, "little")
 
 
-@lru_cache(1 << 12)
+def _offset(place: int) -> bytes:
+    """A place in the file, as the field that is two after the last one: one byte, then zigzag."""
+    return bytes((2 << 4 | _T_I64,)) + _varint(place << 1)
+
+
 def _varint(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:

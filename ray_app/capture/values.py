@@ -1,6 +1,9 @@
 """Raw activations, turned from positions by neurons to neurons by positions as batches arrive."""
 
+import contextlib
 import ctypes
+import mmap
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -127,8 +130,7 @@ class ValuesRecorder:
         # A scale of int8 is known only when all values are.
         dtype = torch.float16 if encoding == "float16" else torch.float32
         self._values: dict[SiteKey, Tensor] = {
-            (site.site, site.layer): torch.empty(site.width, chosen.count, dtype=dtype)
-            for site in sites
+            (site.site, site.layer): _empty(site.width, chosen.count, dtype) for site in sites
         }
 
     def add(self, batch: Batch, site: SiteLocation, z: Tensor) -> None:
@@ -138,7 +140,7 @@ class ValuesRecorder:
             return
         start, rows = self._chosen.of(batch)
         if self._compiled and z.device.type == "cpu":
-            _transpose(z.to(values.dtype), rows, values, start)
+            _transpose(z, rows, values, start)
             return
         kept = z if rows is None else z.index_select(0, rows.to(z.device))
         values[:, start : start + len(kept)] = kept.to(values.dtype).T.contiguous()
@@ -184,11 +186,29 @@ class ValuesRecorder:
             )
 
 
+def _empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """(rows, columns) on the CPU, of any values.
+
+    Every row is written piece by piece, far from the other rows: in pages of the usual size each
+    piece would be a page fault, then a miss in the processor's table of pages.
+    """
+    size = rows * columns * dtype.itemsize
+    if sys.platform != "linux" or size == 0:
+        return torch.empty(rows, columns, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # A kernel may have no huge pages.
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)
+
+
 def _transpose(z: Tensor, rows: Tensor | None, values: Tensor, start: int) -> None:
-    """Columns of z, (positions, width), to rows of values from `start` on."""
+    """Columns of z, (positions, width), to rows of values from `start` on, in their precision."""
+    kernels = _kernels()
+    if (z.dtype, values.dtype) not in kernels:
+        z = z.to(values.dtype)
     z = z if z.stride(1) == 1 else z.contiguous()
     chosen = None if rows is None else rows.contiguous()
-    _kernels()[values.element_size()](
+    kernels[z.dtype, values.dtype](
         z.data_ptr(),
         z.stride(0),
         None if chosen is None else chosen.data_ptr(),
@@ -201,21 +221,16 @@ def _transpose(z: Tensor, rows: Tensor | None, values: Tensor, start: int) -> No
 
 
 @cache
-def _kernels() -> dict[int, Any]:
-    """values.c by the size of an element."""
+def _kernels() -> dict[tuple[torch.dtype, torch.dtype], Any]:
+    """values.c by the types of what is read and of what is written."""
     library = load_library(_SOURCE)
+    half, single = torch.float16, torch.float32
+    kernels = {(half, half): library.transpose_2, (single, single): library.transpose_4}
+    if hasattr(library, "transpose_4_to_2"):  # Not every processor rounds to half precision.
+        kernels[single, half] = library.transpose_4_to_2
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    kernels = {2: library.transpose_2, 4: library.transpose_4}
+    rows, columns = (pointer, number, pointer, number), (number, pointer, number, ctypes.c_int)
     for function in kernels.values():
-        function.argtypes = [
-            pointer,
-            number,
-            pointer,
-            number,
-            number,
-            pointer,
-            number,
-            ctypes.c_int,
-        ]
+        function.argtypes = [*rows, *columns]
         function.restype = None
     return kernels

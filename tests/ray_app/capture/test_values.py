@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +21,7 @@ from ray_app.cli import cli
 from ray_app.progress import NoProgress
 from ray_app.run import Run
 from storage import verify_store
+from storage.values import Encoding
 
 
 def matrix_of(run: Run, **place: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,6 +126,51 @@ def test_stages_and_kernels_write_the_same_files(
     assert run.store.sql("select distinct site, layer from values order by all").fetchall() == [
         ("mlp", 0), ("mlp", 1)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("encoding", ["float32", "float16"])
+def test_batches_of_any_shape_are_turned_round(dtype: torch.dtype, encoding: Encoding) -> None:
+    """By the kernel, against torch; among the numbers are ties and subnormal ones of rounding."""
+    generator = torch.Generator().manual_seed(0)
+    shard: Any = SimpleNamespace(shard=0, task="code")
+    for width, *sizes in [(1, 1, 2), (31, 64, 1), (32, 63, 65), (33, 130, 64), (100, 7, 200)]:
+        whole = torch.randn(sum(sizes), width + 3, generator=generator)
+        whole *= 2.0 ** torch.randint(-26, 13, whole.shape, generator=generator)
+        whole[::2] = (whole[::2] * 2**10).round() / 2**10 + 2.0**-11
+        z = whole.to(dtype)[:, 1 : width + 1]  # Rows are farther apart than they are long.
+        batches = list(z.split(sizes))
+        kept = [torch.randperm(len(part), generator=generator)[::2].sort()[0] for part in batches]
+        site: Any = SimpleNamespace(site="mlp", layer=0, width=width, head_dim=None)
+        for rows in ([None] * len(sizes), kept):
+            parts = [
+                part if some is None else part[some]
+                for part, some in zip(batches, rows, strict=True)
+            ]
+            expected = torch.cat(parts).to(getattr(torch, encoding)).T
+            chosen: Any = ChosenBefore(expected.shape[1], parts, rows)
+            recorder = ValuesRecorder(shard, [site], chosen, encoding, "compiled")
+            for index, part in enumerate(batches):
+                recorder.add(index, site, part)  # type: ignore[arg-type]
+            (written,) = recorder.parts()
+            found = pa.Table.from_batches(written.rows)["value"].combine_chunks().flatten()
+            np.testing.assert_array_equal(found.to_numpy(), expected.numpy().ravel())
+
+
+class ChosenBefore:
+    """Positions of batches, chosen already; in the place of `ChosenPositions`."""
+
+    def __init__(self, count: int, parts: list[torch.Tensor], rows: list[Any]) -> None:
+        self.count = count
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self._rows = rows
+
+    def of(self, batch: int) -> tuple[int, torch.Tensor | None]:
+        return int(self._starts[batch]), self._rows[batch]
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        places = np.arange(self.count, dtype=np.int32)
+        return places, places
 
 
 def test_each_position_is_drawn_for_itself() -> None:
