@@ -16,7 +16,7 @@ from ray_app.capture.recorders import Part, Recorder, SiteKey, StatsRecorder
 from ray_app.capture.shards import Batch, CheckedShard, PlannedShard, SetAside, batches_of
 from ray_app.capture.spec import StageSpec
 from ray_app.capture.top import TopRecorder
-from ray_app.capture.values import ChosenPositions, ValuesRecorder
+from ray_app.capture.values import ChosenPositions, ValuesMemory, ValuesRecorder
 from ray_app.models.prediction import Prediction
 from storage.schema import TABLES
 
@@ -39,6 +39,7 @@ class ShardParts:
         spec: StageSpec,
         modality: Modality,
         device: torch.device,
+        memory: ValuesMemory,
     ) -> None:
         self.shard = shard
         self._modality = modality
@@ -70,9 +71,8 @@ class ShardParts:
                 shard, self.batches.values(), seed=spec.seed, share=values.share
             )
             kept = [site for site in sites if values.keeps(site.site, site.layer)]
-            self._recorders.append(
-                ValuesRecorder(shard, kept, chosen_positions, values.encoding, spec.reduction)
-            )
+            how = values.encoding, spec.reduction, memory
+            self._recorders.append(ValuesRecorder(shard, kept, chosen_positions, *how))
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
         """What the hooks call: give the activations of one site to all recorders."""

@@ -21,6 +21,7 @@ from ray_app.capture.partial import ShardParts
 from ray_app.capture.recorders import Part, SiteKey
 from ray_app.capture.shards import Batch, PlannedShard, batches_of
 from ray_app.capture.spec import StageSpec
+from ray_app.capture.values import ValuesMemory
 from ray_app.models.hooks import read_inputs
 from ray_app.models.loading import ModelFiles, load_stage, locate_model
 from ray_app.models.parts import StageModel
@@ -93,6 +94,7 @@ class Stage:
             (site.site, site.layer): model.model.get_submodule(site.module) for site in spec.sites
         }
         self._files = files
+        self._memory = ValuesMemory()
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -116,7 +118,8 @@ class Stage:
         """
         if index == 0:
             samples = self._files.get_recorded_table(shard.samples)
-            self._open = ShardParts(shard, samples, self._spec, self._modality, self._model.device)
+            of_model = self._modality, self._model.device
+            self._open = ShardParts(shard, samples, self._spec, *of_model, self._memory)
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
         result = 0 if batch is None else self._try(opened, batch, hidden)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import mmap
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import blake2b
@@ -24,7 +25,7 @@ from ray_app.native import load_library
 from storage.pages import EncodedColumns
 from storage.values import Encoding, HalfOverflowError, encode_rows, neurons_in_group, place_lists
 
-__all__ = ["ChosenPositions", "ValuesRecorder", "draw_positions"]
+__all__ = ["ChosenPositions", "ValuesMemory", "ValuesRecorder", "draw_positions"]
 
 _SOURCE = Path(__file__).with_name("values.c")
 
@@ -112,6 +113,7 @@ class ValuesRecorder:
         chosen: ChosenPositions,
         encoding: Encoding,
         reduction: Reduction,
+        memory: "ValuesMemory | None" = None,
     ) -> None:
         """Begin a shard.
 
@@ -121,6 +123,7 @@ class ValuesRecorder:
             chosen: the positions whose values are kept.
             encoding: how values are kept.
             reduction: whether they are turned by a compiled kernel; changes no bit.
+            memory: that of shards before; new if not given.
         """
         self._shard = shard
         self._sites = sites
@@ -129,8 +132,10 @@ class ValuesRecorder:
         self._compiled = reduction == "compiled"
         # A scale of int8 is known only when all values are.
         dtype = torch.float16 if encoding == "float16" else torch.float32
+        self._memory = memory or ValuesMemory()
         self._values: dict[SiteKey, Tensor] = {
-            (site.site, site.layer): _empty(site.width, chosen.count, dtype) for site in sites
+            (site.site, site.layer): self._memory.take(site.width, chosen.count, dtype)
+            for site in sites
         }
 
     def add(self, batch: Batch, site: SiteLocation, z: Tensor) -> None:
@@ -184,21 +189,52 @@ class ValuesRecorder:
             yield pa.record_batch(
                 dict(zip(batch.schema.names, batch.columns, strict=True)) | of_lists | encoded
             )
+        # Who asks for what follows the last group has written it.
+        self._memory.give(values)
 
 
-def _empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """(rows, columns) on the CPU, of any values.
+class ValuesMemory:
+    """Memory of the raw values of one shard, to be used again for those of another.
 
-    Every row is written piece by piece, far from the other rows: in pages of the usual size each
-    piece would be a page fault, then a miss in the processor's table of pages.
+    Memory that is new is cleared first, which takes as long as filling it with values. Every neuron
+    is written piece by piece, far from the others: in pages of the usual size, each piece would be
+    a page fault, then a miss in the processor's table of pages. Threads may share it.
     """
-    size = rows * columns * dtype.itemsize
+
+    def __init__(self) -> None:
+        """Nothing is held yet."""
+        self._free: list[torch.UntypedStorage] = []
+        self._lock = threading.Lock()
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """(rows, columns) on the CPU, of any values."""
+        size = rows * columns * dtype.itemsize
+        with self._lock:
+            self._free.sort(key=len)
+            fitting = [index for index, free in enumerate(self._free) if len(free) >= size]
+            if fitting:
+                storage = self._free.pop(fitting[0])
+            else:
+                # The largest is too small, and shall not be held beside the one that fits.
+                self._free[-1:] = []
+                storage = _new_memory(size)
+        return torch.empty(0, dtype=dtype).set_(storage, 0, (rows, columns), (columns, 1))
+
+    def give(self, values: Tensor) -> None:
+        """Let what was taken be used again; nobody else may read it after that."""
+        with self._lock:
+            self._free.append(values.untyped_storage())
+
+
+def _new_memory(size: int) -> torch.UntypedStorage:
+    # Shards differ a little in length; what is not written takes no room.
+    size += size >> 3
     if sys.platform != "linux" or size == 0:
-        return torch.empty(rows, columns, dtype=dtype)
+        return torch.UntypedStorage(size)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # A kernel may have no huge pages.
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)
+    return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
 
 
 def _transpose(z: Tensor, rows: Tensor | None, values: Tensor, start: int) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from ray_app.capture import driver
 from ray_app.capture.errors import CaptureError
 from ray_app.capture.stage import build_stage
-from ray_app.capture.values import ValuesRecorder, draw_positions
+from ray_app.capture.values import ValuesMemory, ValuesRecorder, draw_positions
 from ray_app.capture.workers import LocalWorkers
 from ray_app.cli import cli
 from ray_app.progress import NoProgress
@@ -171,6 +171,30 @@ class ChosenBefore:
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         places = np.arange(self.count, dtype=np.int32)
         return places, places
+
+
+def test_memory_is_used_again_once_it_is_given_back() -> None:
+    memory = ValuesMemory()
+    first, other = (memory.take(3, 1000, torch.float16) for _ in range(2))
+    assert first.data_ptr() != other.data_ptr()
+    first[:], other[:] = 1, 2
+    assert first.unique() == 1
+    assert other.unique() == 2
+    memory.give(first)
+    longer = memory.take(3, 1100, torch.float16)
+    assert longer.data_ptr() == first.data_ptr()
+    assert longer.shape == (3, 1100)
+    assert memory.take(3, 1000, torch.float16).data_ptr() != first.data_ptr()
+    memory.give(longer)
+    memory.give(other)
+    # Of what fits, the smallest; where nothing does, one is let go for what is made.
+    given = {first.data_ptr(), other.data_ptr()}
+    wide = memory.take(3, 5000, torch.float32)
+    assert wide.dtype == torch.float32
+    assert wide.data_ptr() not in given
+    assert memory.take(1, 1, torch.float16).data_ptr() in given
+    assert memory.take(1, 1, torch.float16).data_ptr() not in given | {wide.data_ptr()}
+    assert memory.take(4, 0, torch.float16).shape == (4, 0)
 
 
 def test_each_position_is_drawn_for_itself() -> None:
