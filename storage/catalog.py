@@ -91,6 +91,9 @@ def _open_on(
     connection = open_connection(threads=threads, memory_limit=memory_limit)
     # Files never change under their name, and footers of large ones take longer than their rows.
     connection.execute("set parquet_metadata_cache = true")
+    # Tables are narrow: to look for the rows of a top N first, and read them again with their other
+    # columns, takes longer than to read all columns at once.
+    connection.execute("set disabled_optimizers = 'late_materialization'")
     if reader is not None:
         # DuckDB's own reader of object stores is an extension that has to be downloaded.
         connection.register_filesystem(reader)
@@ -157,7 +160,8 @@ class Following:
             params = {"filenames": found.get(table, [])}
             statement = f"set variable {files_variable(table)} = $filenames::varchar[]"
             execute(self.connection, statement, params)
-        statements = view_statements(self._files, listed=found.keys())
+        encodings = rows[0]["encodings"] or () if rows else ()
+        statements = view_statements(self._files, listed=found.keys(), encodings=encodings)
         if statements != self._statements:
             _define_views(self.connection, statements)
         self._statements, self._listed = statements, set(found)

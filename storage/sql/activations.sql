@@ -20,5 +20,5 @@ select
     head,
     sample,
     position,
-    coalesce(value, scale * code) as value
+    {decoded} as value
 from "values"

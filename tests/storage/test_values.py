@@ -1,6 +1,7 @@
 """Raw values in a store: exact to their bound, read in parts, and in bounded memory."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -108,6 +109,39 @@ def write_store(root: Path, encoding: Encoding, *, num_blocks: int, layers: int 
     sites.append({"site": "attn", "layer": 0, "width": 8})
     store.files.put_json(layout.run_path("r"), record | {"sites": sites})
     return store
+
+
+@pytest.mark.parametrize(
+    ("runs", "read"),
+    [
+        (["int8"], {"code", "scale"}),
+        (["float16", "float32"], {"value"}),
+        (["int8", "int8", "float16"], {"value", "code", "scale"}),
+        (["int8", None], {"value", "code", "scale"}),
+    ],
+)
+def test_values_are_decoded_from_the_columns_that_there_are(
+    tmp_path: Path, runs: list[Encoding | None], read: set[str]
+) -> None:
+    """Of a store that grows by a run at a time; the record of one does not say its encoding."""
+    store = create_store(tmp_path)
+    z = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    expected = []
+    for index, encoding in enumerate(runs):
+        run = f"run-{index}"
+        rows = value_lists(0, z + index, encoding or "float32")
+        path = layout.values_path(run, "code", "mlp", 0, 0)
+        files = [store.files.put_batches(path, "values", rows)]
+        capture = {"values": encoding and {"encoding": encoding}}
+        store.files.put_json(layout.run_path(run), {"run": run, "capture": capture})
+        store.commit(run=run, task="code", shard=0, counts={}, files=files)
+        expected.append(decoded(pa.Table.from_batches(rows)).ravel())
+        for reader in (store, create_store(tmp_path)):
+            found = reader.table("select value from activations order by run, neuron, position")
+            np.testing.assert_array_equal(found["value"].to_numpy(), np.concatenate(expected))
+    plan = str(store.table("explain select sum(value) from activations")["explain_value"][0])
+    *_, scanned = re.findall("Projections: ([^│]+)", plan)
+    assert set(scanned.replace(",", " ").split()) == read
 
 
 def scans(plan: Any) -> Iterator[dict[str, Any]]:
