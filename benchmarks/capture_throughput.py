@@ -1,4 +1,4 @@
-r"""How fast a capture is against a bare forward pass, and two stages against one process.
+r"""How fast a capture is against a bare forward pass, in this process and on Ray.
 
     python benchmarks/capture_throughput.py [STUDY] [--task NAME] [--tokens N] [--rounds N] \
         [--set KEY.PATH=VALUE]
@@ -12,6 +12,7 @@ already, and the capture decodes them.
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -33,8 +34,8 @@ from ray_app.models.parts import StageModel
 from ray_app.placement import place
 from ray_app.plan import inspect_model
 from ray_app.progress import NoProgress
-from ray_app.run import Run, begin_run, load_run
-from ray_app.study import load_study
+from ray_app.run import Run, begin_run
+from ray_app.study import Study, load_study
 from storage import create_store
 
 Way = Callable[[], float]
@@ -70,7 +71,7 @@ def main() -> None:
         seconds = measure(ways, given.rounds)
         report("one process of two threads", seconds, num_tokens)
         breakdown(best, weights)
-        pipeline_report(best, weights, study, model, num_tokens, given.rounds)
+        pipeline_report(best, weights, study, given.rounds)
 
 
 def bare_way(run: Run, weights: StageModel) -> Way:
@@ -167,23 +168,25 @@ def breakdown(run: Run, weights: StageModel) -> None:
         print(f"    {name:30} {value:6.2f} s   {100 * value / total:4.1f} %")
 
 
-def pipeline_report(
-    run: Run, weights: StageModel, study: Any, model: Any, num_tokens: int, rounds: int
-) -> None:
-    record = run.record | {"threads": 1}
-    two = Run(run.store, record, load_run(run.store, run.id).shards)
-    with ray_session():
-        placement = place(study, model, cluster_nodes(), threads=1)
-        specs = two.stage_specs(placement.cut)
-        with ray_workers(specs, placement, max_deaths=0) as pipeline:
-            ways = {
-                "bare forward pass": bare_way(run, weights),
-                "one process of two threads": capture_way(run, weights),
-                "two stages of one thread": lambda: timed_capture(two, pipeline),
-            }
-            seconds = measure(ways, rounds)
-    cut = ", ".join(f"{layers.start}-{layers.stop - 1}" for layers in placement.cut)
-    report(f"capture in two stages (layers {cut})", seconds, num_tokens)
+def pipeline_report(run: Run, weights: StageModel, study: Study, rounds: int) -> None:
+    """On Ray, as `actlake capture` runs: parts are written beside the next shard's batches."""
+    model, num_tokens = inspect_model(study), sum(shard.num_tokens for shard in run.shards)
+    for stages, threads in (1, 2), (2, 1):
+        resources = study.resources.model_copy(update={"stages": stages})
+        placed = study.model_copy(update={"resources": resources})
+        cut_run = Run(run.store, run.record | {"threads": threads}, run.shards)
+        with ray_session():
+            placement = place(placed, model, cluster_nodes(), threads=threads)
+            specs = cut_run.stage_specs(placement.cut)
+            with ray_workers(specs, placement, max_deaths=0) as pipeline:
+                ways: dict[str, Way] = {
+                    "bare forward pass": bare_way(run, weights),
+                    "capture": functools.partial(timed_capture, cut_run, pipeline),
+                }
+                seconds = measure(ways, rounds)
+        cut = ", ".join(f"{layers.start}-{layers.stop - 1}" for layers in placement.cut)
+        title = f"on Ray, {stages} stage(s) of {threads} thread(s), layers {cut}"
+        report(title, seconds, num_tokens)
 
 
 if __name__ == "__main__":

@@ -46,16 +46,13 @@ _T_TRUE, _T_BYTE, _T_I32, _T_I64, _T_BINARY, _T_LIST, _T_STRUCT = 1, 3, 5, 6, 8,
 _Field = tuple[int, Any]
 """A type of the compact protocol, and a value of it; that of a struct is encoded already."""
 _Bytes = bytes | memoryview
-_Place = tuple[str, bytes, tuple[Any, ...]]
+_Key = tuple[str, bytes, tuple[Any, ...]]
 """Name of a column, lengths of the lists, and what tells its array from others."""
 
 _LEVELS: _Field = _T_I32, _RLE
 
 _SMALL = 1 << 16
 """Bytes below which it is dearer to write apart than to copy."""
-
-_MOST_KEPT = 1 << 24
-"""Bytes of encoded columns that are remembered by what they hold."""
 
 _FEW = 1 << 10
 """Bytes of a column that are not worth compressing."""
@@ -134,9 +131,14 @@ class UnnestingWriter:
         elif types != self._types:
             raise ValueError(f"all batches of a file must have one type, found {types}")
         start, size, chunks = self._offset, 0, []
-        key = lengths.tobytes()
+        lengths_key = lengths.tobytes()
         for known, dtype in zip(self._schema, types, strict=True):
-            column = self._column(batch[known.name], known, dtype, lengths, key)
+            rows = batch[known.name]
+            if rows.null_count and not known.nullable:
+                raise ValueError(f"column {known.name!r} may not be null, found {rows.null_count}")
+            key = known.name, lengths_key, _identity(rows)
+            # Most columns are those of another row group: of the one before, or of another file.
+            column = self._encoded.get(key) or self._encode(key, rows, known, dtype, lengths)
             chunks.append((_T_STRUCT, self._chunk(column)))
             size += column.raw_size
         group = {
@@ -149,20 +151,14 @@ class UnnestingWriter:
         self._groups.append((_T_STRUCT, _struct(group)))
         self.num_rows += num_rows
 
-    def _column(
-        self, rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray, key: bytes
+    def _encode(
+        self, key: "_Key", rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.ndarray
     ) -> "_Column":
-        if rows.null_count and not known.nullable:
-            raise ValueError(f"column {known.name!r} may not be null, found {rows.null_count}")
-        # Most columns are those of another row group: of the one before, or of another file.
-        place = known.name, key, _identity(rows)
-        found = self._encoded.get(place)
-        if found is None:
-            make = _unnested if pa.types.is_list(rows.type) else _repeated
-            column = make(rows, known, dtype, lengths)
-            column.finish(known.name, with_bounds=known.name in self._bounds)
-            found = self._encoded.keep(place, rows, column)
-        return found
+        make = _unnested if pa.types.is_list(rows.type) else _repeated
+        column = make(rows, known, dtype, lengths)
+        column.finish(known.name, with_bounds=known.name in self._bounds)
+        self._encoded.keep(key, rows, column)
+        return column
 
     def _chunk(self, column: "_Column") -> bytes:
         """Write the pages of a column; gives its entry in the footer."""
@@ -212,32 +208,27 @@ class EncodedColumns:
     """Columns that were encoded, to be found again.
 
     Columns of lists are known by where they lie in memory; their arrays are kept, so that it stays
-    theirs. Only the last one of each name is, since values come once. Other columns are known by
-    what they hold. Threads may share it.
+    theirs, and nobody may change them meanwhile. Only the last one of each name is: values come
+    once, and places are the same again and again. Columns of integers and of nulls are known by
+    what they hold; together they are as long as the neurons of a file. Threads may share it.
     """
 
     def __init__(self) -> None:
         """Nothing is encoded yet."""
-        self._lists: dict[str, tuple[_Place, pa.Array, _Column]] = {}
-        self._others: dict[_Place, _Column] = {}
-        self._size = 0
+        self._lists: dict[str, tuple[_Key, pa.Array, _Column]] = {}
+        self._integers: dict[_Key, _Column] = {}
 
-    def get(self, place: "_Place") -> "_Column | None":
-        """The column of this name, lengths and identity, if it is known."""
-        last = self._lists.get(place[0])
-        return last[2] if last is not None and last[0] == place else self._others.get(place)
+    def get(self, key: _Key) -> "_Column | None":
+        """The column of this key, if it is known."""
+        last = self._lists.get(key[0])
+        return last[2] if last is not None and last[0] == key else self._integers.get(key)
 
-    def keep(self, place: "_Place", rows: pa.Array, column: "_Column") -> "_Column":
+    def keep(self, key: _Key, rows: pa.Array, column: "_Column") -> None:
         """Remember what an array became."""
         if pa.types.is_list(rows.type):
-            self._lists[place[0]] = place, rows, column
-        else:
-            if self._size > _MOST_KEPT:
-                self._others.clear()
-                self._size = 0
-            self._others[place] = column
-            self._size += column.size + len(place[1])
-        return column
+            self._lists[key[0]] = key, rows, column
+        elif pa.types.is_integer(rows.type) or rows.null_count == len(rows):
+            self._integers[key] = column
 
 
 class _Column:
@@ -276,8 +267,6 @@ class _Column:
         """Bytes before compression, with headers."""
         self.data_page = 0
         """Where the data page begins, after the page of the dictionary."""
-        self.size = 0
-        """Bytes of all pages in the file."""
         self.entry = b"", b""
         """Its entry in the footer, before and after the places of its pages."""
         if dictionary is not None:
@@ -290,8 +279,8 @@ class _Column:
 
     def finish(self, name: str, *, with_bounds: bool) -> None:
         """Make `entry`, once all pages are there."""
-        self.size = sum(len(part) for part in self.parts)
-        if self.size < _SMALL:
+        size = sum(len(part) for part in self.parts)
+        if size < _SMALL:
             self.parts = [b"".join(self.parts)]
         encodings = sorted({_PLAIN, _RLE, self.encoding})
         before = _fields(
@@ -302,7 +291,7 @@ class _Column:
                 4: (_T_I32, self.codec),
                 5: (_T_I64, self.num_rows),
                 6: (_T_I64, self.raw_size),
-                7: (_T_I64, self.size),
+                7: (_T_I64, size),
             }
         )
         # It is a field of the chunk, behind one that is no longer used; both structs end.
@@ -359,7 +348,7 @@ def _identity(rows: pa.Array) -> tuple[Any, ...]:
         return rows.type, len(rows)
     if pa.types.is_list(rows.type):
         buffers = [None if buffer is None else buffer.address for buffer in rows.buffers()]
-        return rows.type, len(rows), rows.offset, *buffers
+        return rows.type, len(rows), rows.offset, rows.values.offset, *buffers
     present = rows.is_valid().to_numpy(zero_copy_only=False).tobytes()
     return rows.type, present, rows.drop_null().to_numpy().tobytes()
 
@@ -467,7 +456,7 @@ def _run(number: int, count: int, num_bytes: int) -> bytes:
 
 
 def _offset(place: int) -> bytes:
-    """A place in the file, as the field that is two after the last one: one byte, then zigzag."""
+    """A place in the file, as field 9 or 11 of a column's metadata: two after the one before it."""
     return bytes((2 << 4 | _T_I64,)) + _varint(place << 1)
 
 

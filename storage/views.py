@@ -199,7 +199,7 @@ def _sources(files: StoreFiles) -> dict[str, str]:
 def _decoded(encodings: Collection[str | None]) -> str:
     """SQL of a raw value.
 
-    Looking at three columns for each of a million values takes a fifth of a query for one neuron.
+    Looking at three columns for each of a million values takes a sixth of a query for one neuron.
     """
     if encodings and set(encodings) <= {"float32", "float16"}:
         return "value"

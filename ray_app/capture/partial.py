@@ -71,8 +71,16 @@ class ShardParts:
                 shard, self.batches.values(), seed=spec.seed, share=values.share
             )
             kept = [site for site in sites if values.keeps(site.site, site.layer)]
-            how = values.encoding, spec.reduction, memory
-            self._recorders.append(ValuesRecorder(shard, kept, chosen_positions, *how))
+            self._recorders.append(
+                ValuesRecorder(
+                    shard,
+                    kept,
+                    chosen_positions,
+                    encoding=values.encoding,
+                    reduction=spec.reduction,
+                    memory=memory,
+                )
+            )
 
     def reader(self, batch: Batch) -> Callable[[SiteKey, Tensor], None]:
         """What the hooks call: give the activations of one site to all recorders."""

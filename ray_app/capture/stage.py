@@ -118,8 +118,14 @@ class Stage:
         """
         if index == 0:
             samples = self._files.get_recorded_table(shard.samples)
-            of_model = self._modality, self._model.device
-            self._open = ShardParts(shard, samples, self._spec, *of_model, self._memory)
+            self._open = ShardParts(
+                shard,
+                samples,
+                self._spec,
+                modality=self._modality,
+                device=self._model.device,
+                memory=self._memory,
+            )
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
         result = 0 if batch is None else self._try(opened, batch, hidden)

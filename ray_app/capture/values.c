@@ -1,10 +1,10 @@
 /* Turns a batch of activations, position by position, into rows of neurons.
 
-   Elements are moved, or rounded to half precision, which processors do alike: the result has the
-   same bits on every machine. Rows are taken in tiles. A riffle, as of two halves of a deck of
-   cards, moves an element at i * COLUMNS + j one bit of i towards the end; once for each bit of i
-   makes j * ROWS + i of it. Compilers make shuffles of whole registers of a riffle, and what is
-   written to a neuron is whole cache lines. */
+   Elements are moved, or rounded to half precision, which processors do alike for all finite
+   numbers: the result has the same bits on every machine. Rows are taken in tiles. A riffle, as of
+   the two halves of a deck of cards, rotates the bits of an element's index left by one. After one
+   riffle for each bit of a row's index, i * COLUMNS + j has become j * ROWS + i. Compilers make
+   shuffles of whole registers of a riffle, and what is written to a neuron is whole cache lines. */
 
 #include <stdint.h>
 #include <string.h>
@@ -13,6 +13,7 @@
 #endif
 
 enum { COLUMNS = 32, ROW_BITS = 6, ROWS = 1 << ROW_BITS, TILE = ROWS * COLUMNS };
+_Static_assert((COLUMNS & (COLUMNS - 1)) == 0, "riffles rotate bits of powers of two");
 
 /* from: `stride` elements between rows; `chosen`: the rows to take, or NULL for the first `count`
    rows. to: row i takes column i, `length` elements apart. */

@@ -113,7 +113,7 @@ class ValuesRecorder:
         chosen: ChosenPositions,
         encoding: Encoding,
         reduction: Reduction,
-        memory: "ValuesMemory | None" = None,
+        memory: "ValuesMemory",
     ) -> None:
         """Begin a shard.
 
@@ -123,7 +123,7 @@ class ValuesRecorder:
             chosen: the positions whose values are kept.
             encoding: how values are kept.
             reduction: whether they are turned by a compiled kernel; changes no bit.
-            memory: that of shards before; new if not given.
+            memory: that of shards before.
         """
         self._shard = shard
         self._sites = sites
@@ -132,7 +132,7 @@ class ValuesRecorder:
         self._compiled = reduction == "compiled"
         # A scale of int8 is known only when all values are.
         dtype = torch.float16 if encoding == "float16" else torch.float32
-        self._memory = memory or ValuesMemory()
+        self._memory = memory
         self._values: dict[SiteKey, Tensor] = {
             (site.site, site.layer): self._memory.take(site.width, chosen.count, dtype)
             for site in sites
@@ -203,35 +203,40 @@ class ValuesMemory:
 
     def __init__(self) -> None:
         """Nothing is held yet."""
-        self._free: list[torch.UntypedStorage] = []
+        self._free: dict[int, list[torch.UntypedStorage]] = {}
         self._lock = threading.Lock()
 
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """(rows, columns) on the CPU, of any values."""
         size = rows * columns * dtype.itemsize
         with self._lock:
-            self._free.sort(key=len)
-            fitting = [index for index, free in enumerate(self._free) if len(free) >= size]
+            # Apart by rows: sites that are narrow do not take what wider ones will need.
+            free = self._free.setdefault(rows, [])
+            free.sort(key=len)
+            fitting = [index for index, storage in enumerate(free) if len(storage) >= size]
             if fitting:
-                storage = self._free.pop(fitting[0])
+                storage = free.pop(fitting[0])
             else:
-                # The largest is too small, and shall not be held beside the one that fits.
-                self._free[-1:] = []
+                # The smallest shall not be held beside the larger one that takes its place.
+                del free[:1]
                 storage = _new_memory(size)
         return torch.empty(0, dtype=dtype).set_(storage, 0, (rows, columns), (columns, 1))
 
     def give(self, values: Tensor) -> None:
         """Let what was taken be used again; nobody else may read it after that."""
         with self._lock:
-            self._free.append(values.untyped_storage())
+            self._free[len(values)].append(values.untyped_storage())
 
 
 def _new_memory(size: int) -> torch.UntypedStorage:
-    # Shards differ a little in length; what is not written takes no room.
+    # Shards differ a little in length; room that no shard needed so far is not backed by memory.
     size += size >> 3
     if sys.platform != "linux" or size == 0:
         return torch.UntypedStorage(size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for {size:,} bytes of raw values") from error
     with contextlib.suppress(OSError):  # A kernel may have no huge pages.
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()

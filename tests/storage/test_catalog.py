@@ -145,6 +145,14 @@ def test_records_are_read_again_only_when_there_is_another(
     assert len(looked_up) == 2
 
 
+def test_a_damaged_run_record_stops_what_reads_it_alone(store: Store) -> None:
+    store.files.put("runs/run=broken/run.json", b"{")
+    for reader in (store, open_store(store.files.root)):
+        assert reader.sql("select count(*) from tokens").fetchall() == [(95,)]
+        with pytest.raises(QueryError, match="run=broken"):
+            reader.table("select * from runs")
+
+
 def test_rows_of_an_analysis_are_seen_once_its_manifest_is_written(store: Store) -> None:
     row = {
         "run": "run-1", "task": "code", "metric": "abs", "site": "mlp", "layer": 0, "neuron": 1,

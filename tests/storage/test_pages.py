@@ -161,6 +161,14 @@ def test_files_that_share_what_is_encoded_have_the_same_bytes() -> None:
         assert all(threads.map(both, range(200)))
 
 
+def test_lists_of_one_array_that_begin_elsewhere_are_others() -> None:
+    flat = pa.array(np.arange(20, dtype=np.float32))
+    offsets = pa.array([0, 5, 10], pa.int32())
+    halves = [pa.ListArray.from_arrays(offsets, flat.slice(start, 10)) for start in (0, 10)]
+    found = read(written([batch(half) for half in halves])).read()
+    assert found["value"].to_pylist() == flat.to_pylist()
+
+
 def test_the_footer_tells_where_pages_of_values_begin_behind_dictionaries() -> None:
     """Readers that skip to them are not among those that are tested."""
     group = read(written([batch(pa.array([[1, 2], [3, 4]], pa.list_(pa.int8())))])).metadata

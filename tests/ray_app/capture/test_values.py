@@ -1,6 +1,6 @@
 """Raw values that are kept are those of the hooks, whatever the shards and stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,12 +149,15 @@ def test_batches_of_any_shape_are_turned_round(dtype: torch.dtype, encoding: Enc
             ]
             expected = torch.cat(parts).to(getattr(torch, encoding)).T
             chosen: Any = ChosenBefore(expected.shape[1], parts, rows)
-            recorder = ValuesRecorder(shard, [site], chosen, encoding, "compiled")
+            recorder = ValuesRecorder(
+                shard, [site], chosen, encoding, "compiled", memory=ValuesMemory()
+            )
             for index, part in enumerate(batches):
                 recorder.add(index, site, part)  # type: ignore[arg-type]
             (written,) = recorder.parts()
             found = pa.Table.from_batches(written.rows)["value"].combine_chunks().flatten()
-            np.testing.assert_array_equal(found.to_numpy(), expected.numpy().ravel())
+            # By their bits, which tell -0 from 0.
+            assert found.to_numpy().tobytes() == expected.numpy().tobytes()
 
 
 class ChosenBefore:
@@ -175,26 +178,60 @@ class ChosenBefore:
 
 def test_memory_is_used_again_once_it_is_given_back() -> None:
     memory = ValuesMemory()
-    first, other = (memory.take(3, 1000, torch.float16) for _ in range(2))
-    assert first.data_ptr() != other.data_ptr()
-    first[:], other[:] = 1, 2
-    assert first.unique() == 1
-    assert other.unique() == 2
-    memory.give(first)
-    longer = memory.take(3, 1100, torch.float16)
-    assert longer.data_ptr() == first.data_ptr()
-    assert longer.shape == (3, 1100)
-    assert memory.take(3, 1000, torch.float16).data_ptr() != first.data_ptr()
-    memory.give(longer)
-    memory.give(other)
-    # Of what fits, the smallest; where nothing does, one is let go for what is made.
-    given = {first.data_ptr(), other.data_ptr()}
-    wide = memory.take(3, 5000, torch.float32)
+
+    def place(rows: int, columns: int) -> int:
+        return memory.take(rows, columns, torch.float16).data_ptr()
+
+    short, long = (memory.take(3, length, torch.float16) for length in (1000, 9000))
+    short[:], long[:] = 1, 2
+    assert short.unique() == 1
+    assert long.unique() == 2
+    memory.give(long)
+    memory.give(short)
+    # The smallest that fits, with a little room for shards that are longer; apart by rows.
+    assert place(3, 1100) == short.data_ptr()
+    assert place(2, 1000) not in {short.data_ptr(), long.data_ptr()}
+    assert place(3, 1000) == long.data_ptr()
+    memory.give(short)
+    memory.give(long)
+    # Where nothing fits, the smallest is let go for what is made.
+    wide = memory.take(3, 20_000, torch.float32)
     assert wide.dtype == torch.float32
-    assert wide.data_ptr() not in given
-    assert memory.take(1, 1, torch.float16).data_ptr() in given
-    assert memory.take(1, 1, torch.float16).data_ptr() not in given | {wide.data_ptr()}
+    assert wide.shape == (3, 20_000)
+    assert place(3, 1000) == long.data_ptr()
     assert memory.take(4, 0, torch.float16).shape == (4, 0)
+
+
+def test_values_that_are_being_written_are_not_overwritten_by_the_next_shard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage.values._GROUP_VALUES", 64)
+    memory = ValuesMemory()
+    shard: Any = SimpleNamespace(shard=0, task="code")
+    site: Any = SimpleNamespace(site="mlp", layer=0, width=8, head_dim=None)
+
+    def recorded(number: float) -> ValuesRecorder:
+        z = torch.full((64, 8), number)
+        chosen: Any = ChosenBefore(64, [z], [None])
+        recorder = ValuesRecorder(shard, [site], chosen, "float16", "compiled", memory=memory)
+        recorder.add(0, site, z)  # type: ignore[arg-type]
+        return recorder
+
+    def numbers(groups: Iterable[pa.RecordBatch]) -> set[float]:
+        return {value for group in groups for value in group["value"].flatten().to_pylist()}
+
+    (first,) = recorded(1).parts()
+    groups = iter(first.rows)
+    assert numbers([next(groups)]) == {1}
+    second = recorded(2)  # A stage computes it while the first is written.
+    assert numbers(groups) == {1}
+    third = recorded(3)
+    (part,) = second.parts()
+    assert numbers(part.rows) == {2}
+    (part,) = third.parts()
+    assert numbers(part.rows) == {3}
+    # Two shards were held at once at most.
+    assert sum(map(len, memory._free.values())) == 2
 
 
 def test_each_position_is_drawn_for_itself() -> None:
