@@ -41,7 +41,8 @@ bench: $(VENV)/ready ## Measure speed against the limits, as ratios; wants an id
 	$(RUN)/python benchmarks/capture_throughput.py benchmarks/vit-b16.yaml --task digits --tokens 6304
 	$(RUN)/python benchmarks/overlap_scale.py
 	$(RUN)/python benchmarks/persistence_scale.py
-	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml --set capture.values={}
+	$(RUN)/python benchmarks/capture_throughput.py studies/smollm2-demo.yaml --task python \
+		--tokens 32768 --set capture.values={}
 	$(RUN)/python benchmarks/value_layouts.py bench-values
 
 chaos: $(VENV)/ready ## Kill actors, raylets and drivers of captures at random, and compare the store.
