@@ -144,6 +144,15 @@ def test_values_are_decoded_from_the_columns_that_there_are(
     assert set(scanned.replace(",", " ").split()) == read
 
 
+def test_values_of_a_run_with_a_damaged_record_can_be_read(tmp_path: Path) -> None:
+    """How they are encoded is not known then, and all columns are looked at."""
+    store = write_store(tmp_path, "int8", num_blocks=1)
+    query = "select sum(value) from activations where neuron = 5"
+    whole = store.sql(query).fetchall()
+    store.files.put(layout.run_path("r"), b"{")
+    assert create_store(tmp_path).sql(query).fetchall() == whole
+
+
 def scans(plan: Any) -> Iterator[dict[str, Any]]:
     """The nodes of a profile that read table values."""
     for node in plan:
