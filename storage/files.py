@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -181,23 +181,38 @@ class StoreFiles:
         """Write a JSON file (canonical form)."""
         self.put(path, canonical_json(value))
 
-    def put_table(self, path: str, name: str, table: pa.Table) -> FileRecord:
+    def put_table(
+        self,
+        path: str,
+        name: str,
+        table: pa.Table,
+        *,
+        computing: AbstractContextManager[object] | None = None,
+    ) -> FileRecord:
         """Write one Parquet file of the table called `name` and describe it.
 
         The bytes depend on the rows alone, so writing the same rows again gives the same file.
+
+        Args:
+            path: path inside the store.
+            name: name of the table.
+            table: its rows, in the order in which they are to be stored.
+            computing: entered while rows are encoded, and left before a disk or network is waited
+                for.
+
+        Raises:
+            StoreError: as `put`.
         """
-        checked = table.cast(TABLES[name].schema)
-        buffer = pa.BufferOutputStream()
-        with _parquet_writer(buffer, TABLES[name]) as writer:
-            writer.write_table(checked, row_group_size=TABLES[name].row_group_rows)
-        data = memoryview(buffer.getvalue())
+        with computing or nullcontext():
+            checked = table.cast(TABLES[name].schema)
+            buffer = pa.BufferOutputStream()
+            with _parquet_writer(buffer, TABLES[name]) as writer:
+                writer.write_table(checked, row_group_size=TABLES[name].row_group_rows)
+            data = memoryview(buffer.getvalue())
+            digest = hashlib.sha256(data).hexdigest()
         self.put(path, data)
         return FileRecord(
-            path=path,
-            table=name,
-            rows=checked.num_rows,
-            bytes=data.nbytes,
-            sha256=hashlib.sha256(data).hexdigest(),
+            path=path, table=name, rows=checked.num_rows, bytes=data.nbytes, sha256=digest
         )
 
     def put_batches(
@@ -207,6 +222,7 @@ class StoreFiles:
         batches: Iterable[pa.RecordBatch],
         *,
         encoded: EncodedColumns | None = None,
+        computing: AbstractContextManager[object] | None = None,
     ) -> FileRecord:
         """Write a Parquet file of the table called `name` that may not fit into memory.
 
@@ -217,12 +233,13 @@ class StoreFiles:
             batches: the rows, in the order in which they are to be stored.
             encoded: given to several files of a table with lists, what they have in common is
                 encoded once.
+            computing: as of `put_table`.
 
         Raises:
             StoreError: as `put`.
         """
         with self._backend.writing(path) as temporary:
-            with temporary.open("wb") as file:
+            with computing or nullcontext(), temporary.open("wb") as file:
                 hashing = _HashingFile(file)
                 rows = _write_batches(hashing, TABLES[name], batches, encoded)
             size = temporary.stat().st_size

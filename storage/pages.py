@@ -9,12 +9,13 @@ is here. The format is that of https://parquet.apache.org/docs/file-format/ and 
 which names the numbers below.
 """
 
-import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from isal import isal_zlib
 
 __all__ = ["EncodedColumns", "UnnestingWriter"]
 
@@ -282,20 +283,8 @@ class _Column:
         size = sum(len(part) for part in self.parts)
         if size < _SMALL:
             self.parts = [b"".join(self.parts)]
-        encodings = sorted({_PLAIN, _RLE, self.encoding})
-        before = _fields(
-            {
-                1: (_T_I32, _PHYSICAL[self.dtype]),
-                2: (_T_LIST, [(_T_I32, encoding) for encoding in encodings]),
-                3: (_T_LIST, [(_T_BINARY, name.encode())]),
-                4: (_T_I32, self.codec),
-                5: (_T_I64, self.num_rows),
-                6: (_T_I64, self.raw_size),
-                7: (_T_I64, size),
-            }
-        )
-        # It is a field of the chunk, behind one that is no longer used; both structs end.
-        before = _fields({2: (_T_I64, 0), 3: (_T_STRUCT, before)})
+        of_pages = self.encoding, self.codec, self.num_rows, self.raw_size, size
+        before = _entry(name, _PHYSICAL[self.dtype], *of_pages)
         after = b"\0\0"
         if with_bounds and self.bounds is not None:
             least, greatest = self.bounds
@@ -313,12 +302,31 @@ class _Column:
         size, checksum = 0, 0
         for part in parts:
             size += len(part)
-            checksum = zlib.crc32(part, checksum)
+            checksum = isal_zlib.crc32(part, checksum)
         signed = checksum - (1 << 32) if checksum >> 31 else checksum
         fields = {1: (_T_I32, kind), 2: (_T_I32, raw), 3: (_T_I32, size), 4: (_T_I32, signed)}
         head = _struct({**fields, header_id: (_T_STRUCT, header)})
         self.parts += [head, *parts]
         self.raw_size += len(head) + raw
+
+
+@lru_cache(1 << 8)
+def _entry(
+    name: str, physical: int, encoding: int, codec: int, num_rows: int, raw_size: int, size: int
+) -> bytes:
+    """What the footer says of a column before the places of its pages."""
+    encodings = sorted({_PLAIN, _RLE, encoding})
+    fields: dict[int, _Field] = {
+        1: (_T_I32, physical),
+        2: (_T_LIST, [(_T_I32, number) for number in encodings]),
+        3: (_T_LIST, [(_T_BINARY, name.encode())]),
+        4: (_T_I32, codec),
+        5: (_T_I64, num_rows),
+        6: (_T_I64, raw_size),
+        7: (_T_I64, size),
+    }
+    # It is a field of the chunk, behind one that is no longer used; both structs end.
+    return _fields({2: (_T_I64, 0), 3: (_T_STRUCT, _fields(fields))})
 
 
 def _lengths(batch: pa.RecordBatch) -> np.ndarray:
@@ -328,12 +336,17 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
         ValueError: if those of a row differ, or there are none.
     """
     found: np.ndarray | None = None
+    place: tuple[int, int] | None = None
     for name, rows in zip(batch.schema.names, batch.columns, strict=True):
         if not pa.types.is_list(rows.type) or rows.null_count == len(rows):
             continue
         if rows.null_count:
             raise ValueError(f"lists of {name!r} must be all null or none, found some")
-        lengths = rows.value_lengths().to_numpy().astype(np.int64)
+        offsets = rows.buffers()[1].address, rows.offset
+        if offsets == place:
+            continue
+        place = offsets
+        lengths = np.diff(rows.offsets.to_numpy()).astype(np.int64)
         if found is not None and not np.array_equal(found, lengths):
             raise ValueError(f"lists of a row must be of one length, found others in {name!r}")
         found = lengths
@@ -349,6 +362,8 @@ def _identity(rows: pa.Array) -> tuple[Any, ...]:
     if pa.types.is_list(rows.type):
         buffers = [None if buffer is None else buffer.address for buffer in rows.buffers()]
         return rows.type, len(rows), rows.offset, rows.values.offset, *buffers
+    if not rows.null_count:
+        return rows.type, rows.to_numpy().tobytes()
     present = rows.is_valid().to_numpy(zero_copy_only=False).tobytes()
     return rows.type, present, rows.drop_null().to_numpy().tobytes()
 
@@ -359,19 +374,23 @@ def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.n
     valid = np.ones(len(rows), dtype=bool)
     if rows.null_count:
         valid = rows.is_valid().to_numpy(zero_copy_only=False)
-    parts = [_section(_runs(valid, lengths, 1))] if known.nullable else []
+    levels = _runs(valid, lengths, 1) if rows.null_count else _run(1, total, 1)
+    parts = [_section(levels)] if known.nullable else []
     there = valid & (lengths > 0)
     if not there.any():
         return _Column(dtype, _PLAIN, total, parts)
     stored = _STORED.get(dtype, dtype.to_pandas_dtype())
     kept = rows if there.all() else rows.filter(pa.array(there))
     values = kept.to_numpy().astype(stored, copy=False)
-    # By their bits, which tell -0 from 0. Bounds are of integers alone.
-    bits = values.view(np.int32) if dtype == pa.float32() else values
-    distinct, indices = np.unique(bits, return_inverse=True)
-    width = max(1, int(len(distinct) - 1).bit_length())
-    parts.append(bytes((width,)) + _runs(indices, lengths[there], (width + 7) // 8))
-    bounds = distinct[0].tobytes(), distinct[-1].tobytes()
+    if dtype == pa.float32():
+        # One for each list, equal or not: all row groups with such lists have the same runs.
+        distinct, bounds = values, None
+        runs = _runs_of_all(lengths[there].tobytes())
+    else:
+        distinct, indices = np.unique(values, return_inverse=True)
+        bounds = distinct[0].tobytes(), distinct[-1].tobytes()
+        runs = _runs_of_indices(indices, lengths[there])
+    parts.append(runs)
     dictionary = distinct.tobytes()
     return _Column(dtype, _RLE_DICTIONARY, total, parts, dictionary=dictionary, bounds=bounds)
 
@@ -450,6 +469,23 @@ def _runs(numbers: np.ndarray, counts: np.ndarray, num_bytes: int) -> bytes:
     return b"".join(_run(number, count, num_bytes) for number, count in runs)
 
 
+def _runs_of_indices(indices: np.ndarray, counts: np.ndarray) -> bytes:
+    """Runs of indices into a dictionary, after the number of their bits."""
+    width = max(1, int(indices.max()).bit_length())
+    return bytes((width,)) + _runs(indices, counts, (width + 7) // 8)
+
+
+@lru_cache(16)
+def _runs_of_all(counts: bytes) -> bytes:
+    """Runs of all indices in order.
+
+    Args:
+        counts: int64, how often each comes.
+    """
+    numbers = np.frombuffer(counts, dtype=np.int64)
+    return _runs_of_indices(np.arange(len(numbers)), numbers)
+
+
 def _run(number: int, count: int, num_bytes: int) -> bytes:
     """A run of Parquet's RLE encoding."""
     return _varint(count << 1) + int(number).to_bytes(num_bytes, "little")
@@ -460,7 +496,9 @@ def _offset(place: int) -> bytes:
     return bytes((2 << 4 | _T_I64,)) + _varint(place << 1)
 
 
+@lru_cache(1 << 12)
 def _varint(number: int) -> bytes:
+    """A number of any length; most are the same in all row groups."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -1,6 +1,7 @@
 """Raw activations: how they are encoded, laid out in row groups, and put together."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Literal
 
@@ -107,9 +108,13 @@ def encode_rows(z: np.ndarray, encoding: Encoding) -> dict[str, pa.Array]:
 
 def _lists(values: np.ndarray) -> pa.Array:
     """(rows, values) as one list for each row."""
-    rows, length = values.shape
-    offsets = np.arange(rows + 1, dtype=np.int32) * length
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+    return pa.ListArray.from_arrays(_offsets(*values.shape), pa.array(values.reshape(-1)))
+
+
+@lru_cache(16)
+def _offsets(rows: int, length: int) -> pa.Array:
+    """Where lists of one length begin and end: one array, which shows that they are as long."""
+    return pa.array(np.arange(rows + 1, dtype=np.int32) * length)
 
 
 def join_blocks(files: "StoreFiles", paths: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,10 @@ the plan; a stage that was restarted in the middle of a shard says so instead of
 shard.
 """
 
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pyarrow as pa
 import torch
@@ -31,12 +34,16 @@ from storage import ActlakeError, FileRecord, StoreFiles, layout
 
 __all__ = [
     "CaptureError",
+    "Cores",
     "Stage",
     "StageSpec",
     "build_stage",
     "load_stage_model",
     "locate_planned",
 ]
+
+_WAITING = 4
+"""Files that may wait for the disk or the network while others are encoded."""
 
 
 def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
@@ -83,6 +90,36 @@ def locate_planned(settings: ModelSettings, fingerprint: str) -> ModelFiles:
     return files
 
 
+class Cores:
+    """The cores that a stage has, for its batches and for what is written beside them.
+
+    The threads of a batch wait for each other after every operation: while one of them has no core,
+    the others spin. So a batch has all cores, or waits.
+    """
+
+    def __init__(self, count: int) -> None:
+        """All of them are free.
+
+        Args:
+            count: how many there are.
+        """
+        self._free = count
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Wait until so many are free, and have them until the block ends."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += count
+                self._freed.notify_all()
+
+
 class Stage:
     """Runs batches, reduces activations as they appear, and writes the parts of each shard."""
 
@@ -95,6 +132,9 @@ class Stage:
         }
         self._files = files
         self._memory = ValuesMemory()
+        self._cores = Cores(spec.threads)
+        # Batches that a GPU computes leave the cores to what is written.
+        self._cores_of_batch = spec.threads if model.device.type == "cpu" else 0
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -128,7 +168,8 @@ class Stage:
             )
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
-        result = 0 if batch is None else self._try(opened, batch, hidden)
+        with self._cores.take(self._cores_of_batch):
+            result = 0 if batch is None else self._try(opened, batch, hidden)
         opened.next_batch += 1
         return result
 
@@ -159,14 +200,22 @@ class Stage:
         closed = self._closed.pop(shard.key, None)
         if closed is None:
             raise _interrupted(shard, "its end")
+        with self._cores.take(1):
+            parts = self._parts(closed)
+        # Each takes a core while it is encoded, and none while it waits for the disk.
+        with ThreadPoolExecutor(self._spec.threads + _WAITING) as pool:
+            return list(pool.map(self._put, parts, parts.values()))
+
+    def _parts(self, closed: ShardParts) -> dict[str, Part]:
+        """The files of a shard, by path."""
         # All are made before one is written, but for raw values, which are too many.
-        run, place = self._spec.run, shard.key
+        run, place = self._spec.run, closed.shard.key
         parts: dict[str, Part] = {}
         for part in closed.parts():
             if part.site is None:
                 path = layout.part_path(run, part.table, *place, self._spec.index)
             else:
-                path = layout.values_path(run, shard.task, *part.site, shard.shard)
+                path = layout.values_path(run, closed.shard.task, *part.site, closed.shard.shard)
             parts[path] = part
         if self._model.is_last:
             for name, table in closed.prediction_tables().items():
@@ -174,14 +223,15 @@ class Stage:
             if closed.set_aside:
                 quarantined = Part(table="quarantine", rows=closed.quarantine_table())
                 parts[layout.quarantine_path(run, *place)] = quarantined
-        # Compressing raw values takes longer than all else.
-        with ThreadPoolExecutor(self._spec.threads) as pool:
-            return list(pool.map(self._put, parts, parts.values()))
+        return parts
 
     def _put(self, path: str, part: Part) -> FileRecord:
+        core = self._cores.take(1)
         if isinstance(part.rows, pa.Table):
-            return self._files.put_table(path, part.table, part.rows)
-        return self._files.put_batches(path, part.table, part.rows, encoded=part.encoded)
+            return self._files.put_table(path, part.table, part.rows, computing=core)
+        return self._files.put_batches(
+            path, part.table, part.rows, encoded=part.encoded, computing=core
+        )
 
     def drop(self, shard: PlannedShard) -> None:
         """Forget a shard that is not to be written, because another stage could not close it."""

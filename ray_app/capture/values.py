@@ -153,28 +153,35 @@ class ValuesRecorder:
     def parts(self) -> Iterator[Part]:
         """One file for each site and layer, ordered by neuron; what is given is forgotten."""
         encoded = EncodedColumns()
-        step = neurons_in_group(self._chosen.count)
-        samples, positions = self._chosen.places()
-        # The same arrays for every group and file of so many neurons: they are encoded once.
-        places = {
-            size: place_lists(samples, positions, size)
-            for size in {min(step, site.width) for site in self._sites}
-        }
+        # The same arrays for every file of such neurons: they are encoded once.
+        known: dict[tuple[int, int | None], list[dict[str, pa.Array]]] = {}
         for site in self._sites:
+            kind = site.width, site.head_dim
+            if kind not in known:
+                known[kind] = self._places(site)
             key = site.site, site.layer
-            rows = self._row_groups(site, self._values.pop(key), places[min(step, site.width)])
+            rows = self._row_groups(site, self._values.pop(key), known[kind])
             yield Part(table="values", rows=rows, site=key, encoded=encoded)
 
-    def _row_groups(
-        self, site: SiteLocation, values: Tensor, places: dict[str, pa.Array]
-    ) -> Iterator[pa.RecordBatch]:
+    def _places(self, site: SiteLocation) -> list[dict[str, pa.Array]]:
+        """Columns that say where values are of, for each row group of a site and layer."""
+        step = min(neurons_in_group(self._chosen.count), site.width)
+        lists = place_lists(*self._chosen.places(), step)
         columns = neuron_columns(self._shard.shard, site)
-        whole = pa.record_batch(
-            {"block": columns["shard"], "neuron": columns["neuron"], "head": columns["head"]}
-        )
-        step = neurons_in_group(self._chosen.count)
-        for start in range(0, site.width, step):
-            z = values[start : start + step].numpy()
+        neurons = {"block": columns["shard"], "neuron": columns["neuron"], "head": columns["head"]}
+        return [
+            {name: column.slice(start, step) for name, column in neurons.items()}
+            | {name: column.slice(0, site.width - start) for name, column in lists.items()}
+            for start in range(0, site.width, step)
+        ]
+
+    def _row_groups(
+        self, site: SiteLocation, values: Tensor, places: Sequence[dict[str, pa.Array]]
+    ) -> Iterator[pa.RecordBatch]:
+        start = 0
+        for group in places:
+            stop = start + len(group["neuron"])
+            z = values[start:stop].numpy()
             try:
                 encoded = encode_rows(z, self._encoding)
             except HalfOverflowError as error:
@@ -184,11 +191,8 @@ class ValuesRecorder:
                     "65,504, the largest number of capture.values.encoding: float16; set it to "
                     "float32 or int8, and pass --new-run."
                 ) from error
-            batch = whole.slice(start, step)
-            of_lists = {name: lists.slice(0, len(z)) for name, lists in places.items()}
-            yield pa.record_batch(
-                dict(zip(batch.schema.names, batch.columns, strict=True)) | of_lists | encoded
-            )
+            yield pa.record_batch(group | encoded)
+            start = stop
         # Who asks for what follows the last group has written it.
         self._memory.give(values)
 

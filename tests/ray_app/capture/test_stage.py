@@ -1,6 +1,8 @@
 """A stage stops with a reason rather than writing something else than was planned."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ import torch
 from ray_app.capture.errors import CaptureError, SampleError, ShardInterruptedError
 from ray_app.capture.modality import Language
 from ray_app.capture.shards import batches_of
-from ray_app.capture.stage import Stage, build_stage
+from ray_app.capture.stage import Cores, Stage, build_stage
 from ray_app.plan import inspect_model
 from ray_app.run import Run, begin_run
 from ray_app.study import load_study
-from storage import create_store
+from storage import create_store, files
 
 
 @pytest.fixture
@@ -99,6 +101,66 @@ def test_a_batch_out_of_order_asks_for_the_first_one(run: Run, stages: list[Stag
         stages[0].step(run.shards[0], 1)
     with pytest.raises(ShardInterruptedError, match="before its end"):
         stages[0].write(run.shards[0])
+
+
+def test_who_takes_cores_waits_until_so_many_are_free() -> None:
+    cores, order = Cores(2), []
+
+    def batch() -> None:
+        with cores.take(2):
+            order.append("batch")
+
+    waiting = threading.Thread(target=batch)
+    with cores.take(1):
+        waiting.start()
+        with cores.take(0), cores.take(1):  # More files than one are encoded at a time.
+            waiting.join(0.1)
+            order.append("files")
+    waiting.join()
+    with pytest.raises(KeyError), cores.take(2):
+        raise KeyError  # They are given back whatever happens.
+    batch()
+    assert order == ["files", "batch", "batch"]
+
+
+def test_a_batch_waits_for_files_to_be_encoded_but_not_for_the_disk(
+    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, (first, second, *_) = stages[0], run.shards
+    for batch in range(first.num_batches):
+        stage.step(first, batch)
+    stage.close(first)
+    encoding, computed = threading.Event(), threading.Event()
+    make_writer, compute = files._parquet_writer, stage._model.run
+
+    def writer(*args: Any) -> Any:
+        if not encoding.is_set():
+            encoding.set()
+            with pytest.raises(TimeoutError):
+                next_batch.result(timeout=0.2)
+        return make_writer(*args)
+
+    def model(*args: Any) -> Any:
+        assert stage._cores._free == 0
+        return compute(*args)
+
+    monkeypatch.setattr(files, "_parquet_writer", writer)
+    monkeypatch.setattr(stage._model, "run", model)
+    monkeypatch.setattr("storage.local._sync", lambda path: waited.append(computed.wait(60)))
+    waited: list[bool] = []
+
+    def step() -> None:
+        assert encoding.wait(60)
+        stage.step(second, 0)
+        computed.set()
+
+    with ThreadPoolExecutor() as pool:
+        next_batch = pool.submit(step)
+        written = pool.submit(stage.write, first)
+        next_batch.result(60)
+        assert written.result(60)
+    assert waited
+    assert all(waited)
 
 
 def test_memory_stays_flat_over_a_thousand_batches(run: Run, stages: list[Stage]) -> None:
