@@ -30,9 +30,10 @@ __all__ = [
     "stage_ranges",
 ]
 
-_PROCESS_BYTES = 1000 << 20
+_PROCESS_BYTES = 1080 << 20
 """Resident memory of a Python process that has imported Ray, torch, transformers, bitsandbytes and
-a model's code (measured: 920 MiB), and what loading takes beside the weights."""
+a model's code (measured: 920 MiB), what loading takes beside the weights (60 MiB), and what its
+threads keep of encoding files (40 MiB)."""
 _STATS_BYTES = 2 * 9 * 8 + 2 * 100
 """Of each neuron: running statistics of the shard that is computed and of the one that is written,
 and the latter's rows as a table and as Parquet."""
@@ -52,6 +53,8 @@ _MERGED_BYTES = 24
 _VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 4}
 """Of each raw value by its encoding, in a shard that is held; of the one that is written, rows are
 made and compressed a few at a time."""
+_VALUE_ROOM = 9 / 8
+"""Of the memory of a shard's values: what it takes with room for shards that are longer."""
 _VALUE_DISK_BYTES = 1.5
 """Of each raw value on disk, at least, if it is kept by a budget."""
 _SHORT = 16
@@ -273,7 +276,7 @@ def host_bytes(
         kept = sum(site.width for site in sites if values.keeps(site.site, site.layer))
         # A shard is closed by the sample that fills it.
         positions = (study.capture.shard_tokens + _longest(study, model)) * values.share
-        total += ceil(held * kept * positions * _VALUE_BYTES[values.encoding])
+        total += ceil(held * kept * positions * _VALUE_BYTES[values.encoding] * _VALUE_ROOM)
     return total + _PROCESS_BYTES + study.capture.shard_tokens * _SAMPLE_BYTES
 
 

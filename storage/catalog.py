@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +12,7 @@ import duckdb
 import duckdb.func
 import pyarrow as pa
 
-from storage import layout
 from storage.errors import (
-    DamagedFileError,
     QueryError,
     QueryInterruptedError,
     QueryMemoryError,
@@ -26,20 +21,21 @@ from storage.errors import (
 from storage.files import StoreFiles
 from storage.schema import Table
 from storage.sqlfiles import load_query, quote
-from storage.views import committed_lists, files_variable, view_statements, watched_records
+from storage.views import view_statements
 
 __all__ = [
     "EXPORT_FORMATS",
-    "Following",
     "RowStream",
     "add_function",
     "connect",
+    "define_views",
     "execute",
     "export",
     "fetch",
     "interrupt",
     "lock",
     "open_connection",
+    "open_reader",
     "render",
     "run_query",
     "sorted_rows",
@@ -81,15 +77,21 @@ def connect(
     Raises:
         QueryError: if a file that a view needs is damaged.
     """
-    connection = _open_on(files, files.reader(), threads, memory_limit)
-    _define_views(connection, view_statements(files))
+    connection = open_reader(files.reader(), threads=threads, memory_limit=memory_limit)
+    define_views(connection, view_statements(files))
     return connection
 
 
-def _open_on(
-    files: StoreFiles, reader: Any | None, threads: int | None, memory_limit: str | None
+def open_reader(
+    reader: Any | None, *, threads: int | None = None, memory_limit: str | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection that can read the files of a store through its reader, without views."""
+    """A new in-memory DuckDB connection that can read the files of a store, without views.
+
+    Args:
+        reader: that of the store, see `StoreFiles.reader`.
+        threads: as for `connect`.
+        memory_limit: as for `connect`.
+    """
     connection = open_connection(threads=threads, memory_limit=memory_limit)
     # Files never change under their name, and footers of large ones take longer than their rows.
     connection.execute("set parquet_metadata_cache = true")
@@ -103,7 +105,7 @@ def _open_on(
     return connection
 
 
-def _define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+def define_views(connection: duckdb.DuckDBPyConnection, statements: Sequence[str]) -> None:
     """Make or replace the views of a connection.
 
     Raises:
@@ -116,83 +118,6 @@ def _define_views(connection: duckdb.DuckDBPyConnection, statements: list[str]) 
         raise QueryReadError(
             f"the store cannot be queried, `actlake verify` names what is damaged: {error}"
         ) from error
-
-
-class Following:
-    """A connection whose views are kept on the files that are committed.
-
-    Views that look for committed files themselves do so in every query: for a small answer that is
-    most of the time. Here it is done when a record was written since, and tables are read from a
-    list of files.
-    """
-
-    def __init__(
-        self, files: StoreFiles, *, threads: int | None = None, memory_limit: str | None = None
-    ) -> None:
-        """Open a connection without views; arguments as for `connect`."""
-        self._reader = files.reader()
-        self.connection = _open_on(files, self._reader, threads, memory_limit)
-        """The connection. Its cursors have views and no lists of files: they cannot read tables."""
-        self._files = files
-        self._lock = threading.Lock()
-        self._records: list[tuple[str, float]] | None = None
-        self._until = math.inf
-        self._statements: list[str] = []
-        self._listed: set[str] = set()
-        self._encodings: dict[tuple[str, float], str | None] = {}
-
-    def refresh(self) -> None:
-        """Let the views show what is committed now.
-
-        Raises:
-            QueryError: if a record is damaged, with its name.
-        """
-        with self._lock:
-            records = watched_records(self._files)
-            if records != self._records or 1000 * time.time() >= self._until:
-                self._look_up()
-                self._records = records
-
-    def _look_up(self) -> None:
-        if self._reader is not None:
-            # Its listings may be from before the record that was found now.
-            self._reader.invalidate_cache()
-        rows = fetch(self.connection, committed_lists(self._files)).to_pylist()
-        found = {row["table_name"]: row["filenames"] for row in rows}
-        for table in self._listed | found.keys():
-            # Without files a table has another view.
-            params = {"filenames": found.get(table, [])}
-            statement = f"set variable {files_variable(table)} = $filenames::varchar[]"
-            execute(self.connection, statement, params)
-        encodings = self._encodings_of(found.get("values", []))
-        statements = view_statements(self._files, listed=found.keys(), encodings=encodings)
-        if statements != self._statements:
-            _define_views(self.connection, statements)
-        self._statements, self._listed = statements, set(found)
-        self._until = min((row["until_ms"] or math.inf for row in rows), default=math.inf)
-
-    def _encodings_of(self, filenames: Sequence[str]) -> set[str | None]:
-        """How runs say that they encode the raw values in files; None of one that does not."""
-        found: set[str | None] = set()
-        prefix = f"{self._files.root}/runs/run="
-        for run in {name.removeprefix(prefix).split("/")[0] for name in filenames}:
-            path = layout.run_path(run)
-            key = run, self._files.modified(path) if self._files.exists(path) else 0.0
-            if key not in self._encodings:
-                self._encodings[key] = _encoding_of(self._files, path)
-            found.add(self._encodings[key])
-        return found
-
-
-def _encoding_of(files: StoreFiles, run_path: str) -> str | None:
-    """The encoding of raw values that the record of a run names, if it can be read."""
-    try:
-        found = files.get_json(run_path)
-    except DamagedFileError:
-        return None  # The views of runs say what is wrong with it; other tables can be read.
-    for name in ("capture", "values", "encoding"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def open_connection(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     # Capture workers and drivers never query: they need not load DuckDB.
     import duckdb
 
-    from storage import catalog
+    from storage.following import Following
     from storage.matrix import MatrixBlock
 
 __all__ = ["Store", "create_store", "open_store"]
@@ -27,7 +27,7 @@ class Store:
 
     def __init__(self, files: StoreFiles) -> None:
         self.files = files
-        self._following: catalog.Following | None = None
+        self._following: Following | None = None
 
     def sql(self, query: str, params: dict[str, Any] | None = None) -> "duckdb.DuckDBPyRelation":
         """Run one SQL query over the views of this store.
@@ -136,10 +136,10 @@ class Store:
 
         It is for one thread, and its cursors cannot read tables: `connect` gives others.
         """
-        from storage import catalog
+        from storage.following import Following
 
         if self._following is None:
-            self._following = catalog.Following(self.files)
+            self._following = Following(self.files)
         self._following.refresh()
         return self._following.connection
 

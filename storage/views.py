@@ -2,8 +2,8 @@
 
 `view_statements` makes plain DuckDB SQL for any client: the views read Parquet and JSON through
 globs and show only files that a commit record or an analysis manifest names, so they stay right
-while a capture goes on. Behind `Store.sql` and in the service `storage.catalog.Following` looks up
-beforehand which files are committed, so that no query has to.
+while a capture goes on. Behind `Store.sql` and in the service `storage.following.Following` looks
+up beforehand which files are committed, so that no query has to.
 """
 
 import json

@@ -34,6 +34,7 @@ from storage import (
     catalog,
     open_store,
 )
+from storage.following import Following
 
 __all__ = ["ServedStore", "Slot", "main", "serve"]
 
@@ -60,7 +61,7 @@ class ServedStore(Store):
     def __init__(self, settings: ServiceSettings) -> None:
         super().__init__(open_store(settings.store).files)
         self._freshness = settings.freshness_seconds
-        self._locked = catalog.Following(
+        self._locked = Following(
             self.files, threads=settings.threads, memory_limit=f"{settings.memory_mb}MB"
         )
         catalog.lock(self._locked.connection, self.files)

