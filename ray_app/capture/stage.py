@@ -158,14 +158,15 @@ class Stage:
         """
         if index == 0:
             samples = self._files.get_recorded_table(shard.samples)
-            self._open = ShardParts(
-                shard,
-                samples,
-                self._spec,
-                modality=self._modality,
-                device=self._model.device,
-                memory=self._memory,
-            )
+            with self._enough_memory(shard, "where it begins"):
+                self._open = ShardParts(
+                    shard,
+                    samples,
+                    self._spec,
+                    modality=self._modality,
+                    device=self._model.device,
+                    memory=self._memory,
+                )
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
         with self._cores.take(self._cores_of_batch):
@@ -194,17 +195,19 @@ class Stage:
 
         Raises:
             ShardInterruptedError: if the shard is not closed.
-            CaptureError: if an activation is too large for the encoding of raw values.
+            CaptureError: if an activation is too large for the encoding of raw values, or memory
+                ran out.
             StoreError: if the store cannot be written.
         """
         closed = self._closed.pop(shard.key, None)
         if closed is None:
             raise _interrupted(shard, "its end")
-        with self._cores.take(1):
-            parts = self._parts(closed)
-        # Each takes a core while it is encoded, and none while it waits for the disk.
-        with ThreadPoolExecutor(self._spec.threads + _WAITING) as pool:
-            return list(pool.map(self._put, parts, parts.values()))
+        with self._enough_memory(shard, "while it was written"):
+            with self._cores.take(1):
+                parts = self._parts(closed)
+            # Each takes a core while it is encoded, and none while it waits for the disk.
+            with ThreadPoolExecutor(self._spec.threads + _WAITING) as pool:
+                return list(pool.map(self._put, parts, parts.values()))
 
     def _parts(self, closed: ShardParts) -> dict[str, Part]:
         """The files of a shard, by path."""
@@ -251,7 +254,7 @@ class Stage:
             raise opened.failure(batch, error.failing) from error
         except Exception as error:
             if _is_out_of_memory(error):
-                raise self._out_of_memory(opened.shard, batch) from error
+                raise self._out_of_memory_of(opened.shard, batch) from error
             # What a GPU raises once, it raises for everything that comes after.
             if isinstance(error, torch.AcceleratorError):
                 raise
@@ -274,7 +277,7 @@ class Stage:
                     self._model.run(inputs, None, entering)
             except Exception as error:
                 if _is_out_of_memory(error):
-                    raise self._out_of_memory(shard, batch) from error
+                    raise self._out_of_memory_of(shard, batch) from error
                 failing[row] = f"the model raised {type(error).__name__}: {_one_line(error)}"
         return failing
 
@@ -288,16 +291,29 @@ class Stage:
             opened.score(batch, self._modality.score(batch, inputs, output))
         return batch.num_tokens
 
-    def _out_of_memory(self, shard: PlannedShard, batch: Batch) -> CaptureError:
+    @contextmanager
+    def _enough_memory(self, shard: PlannedShard, place: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(shard, place, setting="capture.shard_tokens") from error
+
+    def _out_of_memory_of(self, shard: PlannedShard, batch: Batch) -> CaptureError:
         # A smaller batch would fit, but sums over another shape round differently, and quantised
         # maps see another range: what a shard holds would depend on who else used the memory.
-        layers, (num_samples, longest) = self._model.layers, batch.shape
+        num_samples, longest = batch.shape
+        place = f"at its batch {batch.index} ({num_samples} samples of at most {longest} tokens)"
+        return self._out_of_memory(shard, place, setting="capture.batch_tokens")
+
+    def _out_of_memory(self, shard: PlannedShard, place: str, *, setting: str) -> CaptureError:
+        layers = self._model.layers
         return CaptureError(
             f"memory ran out in layers {layers.start} to {layers.stop - 1} on "
-            f"{self._model.device}, at batch {batch.index} of shard {shard.shard} of task "
-            f"{shard.task!r} ({num_samples} samples of at most {longest} tokens): raise "
+            f"{self._model.device}, of shard {shard.shard} of task {shard.task!r} {place}: raise "
             "resources.stages and run the same command again, which keeps the committed shards, or "
-            "lower capture.batch_tokens and pass --new-run."
+            f"lower {setting} and pass --new-run."
         )
 
     def _opened(self, shard: PlannedShard, next_batch: int) -> ShardParts:

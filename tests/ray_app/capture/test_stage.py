@@ -50,10 +50,32 @@ def test_out_of_memory_stops_with_what_to_do(
     monkeypatch.setattr(stages[0]._model, "run", fail)
     with pytest.raises(
         CaptureError,
-        match=r"memory ran out in layers 0 to 1 on cpu, at batch 0 of shard 0 of task 'code' "
-        r"\(\d+ samples of at most \d+ tokens\): raise resources.stages and run the same command",
+        match=r"memory ran out in layers 0 to 1 on cpu, of shard 0 of task 'code' at its batch 0 "
+        r"\(\d+ samples of at most \d+ tokens\): raise resources.stages and run the same command "
+        r".* lower capture.batch_tokens and pass --new-run",
     ):
         stages[0].step(run.shards[0], 0)
+
+
+def test_memory_may_run_out_where_a_shard_begins_and_where_it_is_written(
+    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise MemoryError
+
+    stage, shard = stages[0], run.shards[0]
+    lower = "raise resources.stages .* lower capture.shard_tokens and pass --new-run"
+    with monkeypatch.context() as patch:
+        patch.setattr("ray_app.capture.stage.ShardParts", fail)
+        with pytest.raises(CaptureError, match=f"shard 0 of task 'code' where it begins: {lower}"):
+            stage.step(shard, 0)
+    for batch in range(shard.num_batches):
+        stage.step(shard, batch)
+    stage.close(shard)
+    monkeypatch.setattr(files, "_parquet_writer", fail)
+    with pytest.raises(CaptureError, match=f"task 'code' while it was written: {lower}"):
+        stage.write(shard)
+    assert stage._cores._free == 1
 
 
 @pytest.mark.parametrize(
