@@ -22,8 +22,7 @@ demo-full: $(VENV)/ready ## Make every measurement of the paper on both models a
 	$(RUN)/python studies/demo_full.py $(FULL_STORE)
 
 test: lint ## Run everything that a change must pass.
-	$(RUN)/python -m pytest --numprocesses 2 -m "not ray"
-	$(RUN)/python -m pytest -m ray
+	$(RUN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 lint: $(VENV)/ready ## Check style and types.
 	$(RUN)/ruff check .

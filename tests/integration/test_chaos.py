@@ -12,7 +12,7 @@ import pytest
 
 CHAOS = Path(__file__).with_name("chaos.py")
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def test_a_few_kills_leave_the_store_of_an_undisturbed_capture(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_few_kills_leave_the_store_of_an_undisturbed_capture(tmp_path: Path) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=290,
+        timeout=580,
     )
     assert ended.returncode == 0, f"seed {seed}: {ended.stdout}{ended.stderr}"
     report = json.loads(ended.stdout[ended.stdout.index("\n{") :])
