@@ -197,8 +197,8 @@ class StoreFiles:
             path: path inside the store.
             name: name of the table.
             table: its rows, in the order in which they are to be stored.
-            computing: entered while rows are encoded, and left before a disk or network is waited
-                for.
+            computing: entered while rows are encoded, and left before they are synced to a disk or
+                sent over a network.
 
         Raises:
             StoreError: as `put`.

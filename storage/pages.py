@@ -342,10 +342,10 @@ def _lengths(batch: pa.RecordBatch) -> np.ndarray:
             continue
         if rows.null_count:
             raise ValueError(f"lists of {name!r} must be all null or none, found some")
-        offsets = rows.buffers()[1].address, rows.offset
-        if offsets == place:
+        # Those of one array of offsets are as long.
+        before, place = place, (rows.buffers()[1].address, rows.offset)
+        if place == before:
             continue
-        place = offsets
         lengths = np.diff(rows.offsets.to_numpy()).astype(np.int64)
         if found is not None and not np.array_equal(found, lengths):
             raise ValueError(f"lists of a row must be of one length, found others in {name!r}")
@@ -382,14 +382,15 @@ def _repeated(rows: pa.Array, known: pa.Field, dtype: pa.DataType, lengths: np.n
     stored = _STORED.get(dtype, dtype.to_pandas_dtype())
     kept = rows if there.all() else rows.filter(pa.array(there))
     values = kept.to_numpy().astype(stored, copy=False)
-    if dtype == pa.float32():
+    # By their bits, which tell -0 from 0. Bounds are of integers alone.
+    bits = values.view(np.int32) if dtype == pa.float32() else values
+    if dtype == pa.float32() and (bits != bits[0]).any():
         # One for each list, equal or not: all row groups with such lists have the same runs.
-        distinct, bounds = values, None
-        runs = _runs_of_all(lengths[there].tobytes())
+        distinct, runs = bits, _runs_of_all(lengths[there].tobytes())
     else:
-        distinct, indices = np.unique(values, return_inverse=True)
-        bounds = distinct[0].tobytes(), distinct[-1].tobytes()
+        distinct, indices = np.unique(bits, return_inverse=True)
         runs = _runs_of_indices(indices, lengths[there])
+    bounds = distinct[0].tobytes(), distinct[-1].tobytes()
     parts.append(runs)
     dictionary = distinct.tobytes()
     return _Column(dtype, _RLE_DICTIONARY, total, parts, dictionary=dictionary, bounds=bounds)

@@ -3,15 +3,16 @@
 A chain of stages makes the whole model. `Stage.step` runs one batch and returns what the next
 stage takes in; every stage reads inputs and padding from the shard's file of samples, so that only
 hidden states travel. `Stage.close` ends a shard and `Stage.write` writes its parts: they are
-apart so that writing can go on beside the next shard's batches. Calls must come in the order of
-the plan; a stage that was restarted in the middle of a shard says so instead of writing half a
+apart so that writing can go on while the next shard is computed. On a CPU, its files are encoded
+between two batches, and wait for the disk or the network beside them. Calls must come in the order
+of the plan; a stage that was restarted in the middle of a shard says so instead of writing half a
 shard.
 """
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pyarrow as pa
 import torch
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _WAITING = 4
-"""Files that may wait for the disk or the network while others are encoded."""
+"""Files that may wait for the disk while others are encoded."""
 
 
 def build_stage(spec: StageSpec, *, device: str = "cpu") -> "Stage":
@@ -91,10 +92,10 @@ def locate_planned(settings: ModelSettings, fingerprint: str) -> ModelFiles:
 
 
 class Cores:
-    """The cores that a stage has, for its batches and for what is written beside them.
+    """The cores that a stage has, for its batches and for the files that it encodes.
 
     The threads of a batch wait for each other after every operation: while one of them has no core,
-    the others spin. So a batch has all cores, or waits.
+    the others spin. So a batch has all cores, or waits until no file wants one.
     """
 
     def __init__(self, count: int) -> None:
@@ -103,21 +104,38 @@ class Cores:
         Args:
             count: how many there are.
         """
-        self._free = count
-        self._freed = threading.Condition()
+        self._count = self._free = count
+        self._waiting = 0
+        self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, count: int) -> Iterator[None]:
-        """Wait until so many are free, and have them until the block ends."""
-        with self._freed:
-            self._freed.wait_for(lambda: self._free >= count)
-            self._free -= count
+    def all(self) -> Iterator[None]:
+        """Have all cores until the block ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free == self._count and not self._waiting)
+            self._free = 0
         try:
             yield
         finally:
-            with self._freed:
-                self._free += count
-                self._freed.notify_all()
+            self._give(self._count)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Have one core until the block ends; comes before whoever waits for all."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: self._free > 0)
+            self._waiting -= 1
+            self._free -= 1
+        try:
+            yield
+        finally:
+            self._give(1)
+
+    def _give(self, count: int) -> None:
+        with self._changed:
+            self._free += count
+            self._changed.notify_all()
 
 
 class Stage:
@@ -133,8 +151,6 @@ class Stage:
         self._files = files
         self._memory = ValuesMemory()
         self._cores = Cores(spec.threads)
-        # Batches that a GPU computes leave the cores to what is written.
-        self._cores_of_batch = spec.threads if model.device.type == "cpu" else 0
         self._open: ShardParts | None = None
         self._closed: dict[tuple[str, int], ShardParts] = {}
 
@@ -169,7 +185,8 @@ class Stage:
                 )
         opened = self._opened(shard, index)
         batch = opened.batches.get(index)
-        with self._cores.take(self._cores_of_batch):
+        # Batches that a GPU computes leave the cores to the files.
+        with self._cores.all() if self._model.device.type == "cpu" else nullcontext():
             result = 0 if batch is None else self._try(opened, batch, hidden)
         opened.next_batch += 1
         return result
@@ -203,10 +220,12 @@ class Stage:
         if closed is None:
             raise _interrupted(shard, "its end")
         with self._enough_memory(shard, "while it was written"):
-            with self._cores.take(1):
+            with self._cores.one():
                 parts = self._parts(closed)
-            # Each takes a core while it is encoded, and none while it waits for the disk.
-            with ThreadPoolExecutor(self._spec.threads + _WAITING) as pool:
+            # Each takes a core while it is encoded, and none while it waits for the disk. What is
+            # sent over a network may be held in memory.
+            waiting = 0 if self._files.is_remote else _WAITING
+            with ThreadPoolExecutor(self._spec.threads + waiting) as pool:
                 return list(pool.map(self._put, parts, parts.values()))
 
     def _parts(self, closed: ShardParts) -> dict[str, Part]:
@@ -229,7 +248,7 @@ class Stage:
         return parts
 
     def _put(self, path: str, part: Part) -> FileRecord:
-        core = self._cores.take(1)
+        core = self._cores.one()
         if isinstance(part.rows, pa.Table):
             return self._files.put_table(path, part.table, part.rows, computing=core)
         return self._files.put_batches(

@@ -163,7 +163,7 @@ def drawn_groups(
         )
 
 
-@pytest.mark.parametrize("encoding", ["float16", "int8"])
+@pytest.mark.parametrize("encoding", ["float32", "float16", "int8"])
 @pytest.mark.parametrize(
     ("lengths", "width", "share", "times"),
     [

@@ -180,6 +180,42 @@ def test_the_footer_tells_where_pages_of_values_begin_behind_dictionaries() -> N
         assert column.dictionary_page_offset < column.data_page_offset < end
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "encoding"),
+    [
+        ("float16", "value", "PLAIN"),
+        ("float32", "value", "BYTE_STREAM_SPLIT"),
+        ("int8", "code", "RLE_DICTIONARY"),
+    ],
+)
+def test_the_footer_tells_how_pages_are_encoded(name: str, column: str, encoding: str) -> None:
+    group = read(written([batch(pa.array([[1, 2], [3, 4]], pa.list_(ELEMENTS[name])))])).metadata
+    found = group.row_group(0).column(SCHEMA.names.index(column))
+    assert set(found.encodings) == {"PLAIN", "RLE", encoding}
+
+
+def test_lists_of_one_array_of_offsets_may_differ_in_length() -> None:
+    offsets = pa.array([0, 2, 5, 6], pa.int32())
+    even = batch(pa.array([[1.0, 2.0], [3.0, 4.0, 5.0]], pa.list_(pa.float32())))
+    three = pa.ListArray.from_arrays(offsets, pa.array(np.arange(6, dtype=np.float32)))
+    numbers = pa.ListArray.from_arrays(offsets, pa.array(np.arange(6, dtype=np.int32)))
+    alike = changed(changed(even, "value", three.slice(0, 2)), "position", numbers.slice(0, 2))
+    assert read(written([alike])).read()["value"].to_pylist() == [0, 1, 2, 3, 4]
+    apart = changed(alike, "position", numbers.slice(1, 2))
+    with pytest.raises(ValueError, match="lists of a row must be of one length"):
+        written([apart])
+
+
+def test_one_bound_of_many_lists_is_kept_once() -> None:
+    rows = batch(pa.array([[1.0]] * 300, pa.list_(pa.float32())))
+    same = changed(rows, "error_bound", pa.array([0.5] * 300, pa.float32()))
+    sizes = [
+        read(written([found])).metadata.row_group(0).column(SCHEMA.names.index("error_bound"))
+        for found in (same, rows)
+    ]
+    assert sizes[0].total_uncompressed_size < 100 < sizes[1].total_uncompressed_size
+
+
 def test_zeros_keep_their_signs() -> None:
     rows = batch(pa.array([[-0.0], [0.0]], pa.list_(pa.float32())))
     rows = changed(rows, "error_bound", pa.array([0.0, -0.0], pa.float32()))

@@ -15,10 +15,12 @@ from ray_app.capture.errors import CaptureError, SampleError, ShardInterruptedEr
 from ray_app.capture.modality import Language
 from ray_app.capture.shards import batches_of
 from ray_app.capture.stage import Cores, Stage, build_stage
+from ray_app.models.parts import StageModel
 from ray_app.plan import inspect_model
 from ray_app.run import Run, begin_run
 from ray_app.study import load_study
 from storage import create_store, files
+from storage.pages import UnnestingWriter
 
 
 @pytest.fixture
@@ -125,64 +127,106 @@ def test_a_batch_out_of_order_asks_for_the_first_one(run: Run, stages: list[Stag
         stages[0].write(run.shards[0])
 
 
-def test_who_takes_cores_waits_until_so_many_are_free() -> None:
-    cores, order = Cores(2), []
+def test_a_batch_has_all_cores_and_comes_after_files() -> None:
+    cores, order, free = Cores(2), [], threading.Event()
 
     def batch() -> None:
-        with cores.take(2):
+        with cores.all():
             order.append("batch")
 
-    waiting = threading.Thread(target=batch)
-    with cores.take(1):
-        waiting.start()
-        with cores.take(0), cores.take(1):  # More files than one are encoded at a time.
-            waiting.join(0.1)
-            order.append("files")
-    waiting.join()
-    with pytest.raises(KeyError), cores.take(2):
-        raise KeyError  # They are given back whatever happens.
+    def file(name: str) -> None:
+        with cores.one():
+            free.wait(60)
+            order.append(name)
+
+    with ThreadPoolExecutor(8) as pool:
+        with cores.one():
+            calls = [pool.submit(batch), *(pool.submit(file, "file") for _ in range(5))]
+            with pytest.raises(TimeoutError):
+                calls[0].result(0.1)
+        # One file more than cores has begun meanwhile, and none has ended.
+        with pytest.raises(TimeoutError):
+            calls[0].result(0.1)
+        assert order == []
+        free.set()
+        for call in calls:
+            call.result(60)
+    assert order == ["file"] * 5 + ["batch"]
+    for take in (cores.all, cores.one):
+        with pytest.raises(KeyError), take():
+            raise KeyError  # They are given back whatever happens.
     batch()
-    assert order == ["files", "batch", "batch"]
+    assert len(order) == 7
+
+
+@pytest.fixture
+def keeping(
+    tmp_path: Path, write_study: Callable[..., Path], deep_model_folder: Callable[[str], Path]
+) -> tuple[Stage, Run]:
+    """The first stage of a run that keeps raw values, with two threads, and the run."""
+    path = write_study(model={"source": str(deep_model_folder("llama"))})
+    study = load_study(path, ["capture.values={}"])
+    run = begin_run(create_store(tmp_path / "kept"), study, inspect_model(study), threads=2)
+    return build_stage(run.stage_specs([range(2), range(2, 6)])[0]), run
 
 
 def test_a_batch_waits_for_files_to_be_encoded_but_not_for_the_disk(
-    run: Run, stages: list[Stage], monkeypatch: pytest.MonkeyPatch
+    keeping: tuple[Stage, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, (first, second, *_) = stages[0], run.shards
+    stage, run = keeping
+    first, second, *_ = run.shards
     for batch in range(first.num_batches):
         stage.step(first, batch)
     stage.close(first)
     encoding, computed = threading.Event(), threading.Event()
-    make_writer, compute = files._parquet_writer, stage._model.run
+    encode, compute = UnnestingWriter.write_batch, stage._model.run
+    waited: list[bool] = []
 
-    def writer(*args: Any) -> Any:
+    def write_batch(*args: Any) -> None:
+        assert stage._cores._free < 2
         if not encoding.is_set():
             encoding.set()
             with pytest.raises(TimeoutError):
                 next_batch.result(timeout=0.2)
-        return make_writer(*args)
+        encode(*args)
 
     def model(*args: Any) -> Any:
         assert stage._cores._free == 0
         return compute(*args)
 
-    monkeypatch.setattr(files, "_parquet_writer", writer)
+    def step() -> None:
+        try:
+            assert encoding.wait(60)
+            stage.step(second, 0)
+        finally:
+            computed.set()
+
+    monkeypatch.setattr(UnnestingWriter, "write_batch", write_batch)
     monkeypatch.setattr(stage._model, "run", model)
     monkeypatch.setattr("storage.local._sync", lambda path: waited.append(computed.wait(60)))
-    waited: list[bool] = []
-
-    def step() -> None:
-        assert encoding.wait(60)
-        stage.step(second, 0)
-        computed.set()
-
     with ThreadPoolExecutor() as pool:
         next_batch = pool.submit(step)
-        written = pool.submit(stage.write, first)
+        assert stage.write(first)
         next_batch.result(60)
-        assert written.result(60)
     assert waited
     assert all(waited)
+    assert stage._cores._free == 2
+
+
+def test_batches_that_a_gpu_computes_leave_the_cores_to_files(
+    keeping: tuple[Stage, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, run = keeping
+    shard = max(run.shards, key=lambda shard: shard.num_batches)
+    stage.step(shard, 0)
+    with ThreadPoolExecutor(1) as pool, stage._cores.one():
+        batch = pool.submit(stage.step, shard, 1)
+        with pytest.raises(TimeoutError):
+            batch.result(0.2)
+    batch.result(60)
+    monkeypatch.setattr(StageModel, "device", torch.device("cuda"))
+    with stage._cores.one():
+        stage.step(shard, 2)
 
 
 def test_memory_stays_flat_over_a_thousand_batches(run: Run, stages: list[Stage]) -> None:

@@ -234,6 +234,32 @@ def test_values_that_are_being_written_are_not_overwritten_by_the_next_shard(
     assert sum(map(len, memory._free.values())) == 2
 
 
+def test_sites_of_other_widths_and_heads_do_not_share_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage.values._GROUP_VALUES", 40)
+    kinds = [(12, None), (12, 4), (12, 3), (7, None), (8, 4), (12, 4)]
+    sites: Any = [
+        SimpleNamespace(site="attn", layer=layer, width=width, head_dim=head_dim)
+        for layer, (width, head_dim) in enumerate(kinds)
+    ]
+    shard: Any = SimpleNamespace(shard=0, task="code")
+    z = {site.layer: torch.randn(5, site.width) for site in sites}
+    chosen: Any = ChosenBefore(0, [z[0]], [None])
+    chosen.count = 5
+    recorder = ValuesRecorder(shard, sites, chosen, "float32", "eager", memory=ValuesMemory())
+    for site in sites:
+        recorder.add(0, site, z[site.layer])  # type: ignore[arg-type]
+    for part, (width, head_dim) in zip(recorder.parts(), kinds, strict=True):
+        assert part.site is not None
+        groups = pa.Table.from_batches(part.rows)
+        neurons = list(range(width))
+        assert groups["neuron"].to_pylist() == neurons
+        heads = [None if head_dim is None else neuron // head_dim for neuron in neurons]
+        assert groups["head"].to_pylist() == heads
+        np.testing.assert_array_equal(groups["value"].to_pylist(), z[part.site[1]].T)
+
+
 def test_each_position_is_drawn_for_itself() -> None:
     sample, position = (axis.ravel() for axis in np.mgrid[:300, :400].astype(np.int32))
     drawn = draw_positions(sample, position, seed=3, task="code", share=0.25)
