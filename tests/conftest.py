@@ -43,14 +43,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run slow tests in their long form")
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist looks for groups.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come one after the other, in one process, beside all others."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def long_form(request: pytest.FixtureRequest) -> bool:
     """Whether slow tests run in their long form."""

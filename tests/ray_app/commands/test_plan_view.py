@@ -130,8 +130,8 @@ def test_costs_are_told_with_what_there_is(made: Plan) -> None:
     assert "store   7 files, about 367.93 GiB; 5.00 GiB are free" in limited
     kept = ["keeps", "inputs and tokens", "statistics", "top 5 activations"]
     assert [inputs[:5], *(line[21:] for line in (inputs, statistics, top))] == kept
-    assert memory.startswith("memory  1 replica(s) of 1 stage(s): 1,001.")
-    assert stage.startswith("        stage 0: layers 0-1, 1,001.")
+    assert memory.startswith("memory  1 replica(s) of 1 stage(s): 1.06 GiB")
+    assert stage.startswith("        stage 0: layers 0-1, 1.06 GiB")
     # Two tasks of 160 tokens are a small part of 20 thousand million.
     assert hours[0].split()[0] == "hours"
     assert float(hours[0].split()[1]) > 1e6 * float(hours[1].split()[0])
