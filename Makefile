@@ -27,7 +27,7 @@ test: lint ## Run everything that a change must pass.
 test-without-ray: $(VENV)/ready
 	$(RUN)/python -m pytest --numprocesses 2 -m "not ray"
 
-# Half of the time these wait, and they must come one by one: each looks for the Ray of its machine.
+# These wait for processes to start and to be missed; one by one, since each joins the machine's Ray.
 test-with-ray: $(VENV)/ready
 	$(RUN)/python -m pytest -m ray
 

@@ -219,14 +219,15 @@ def test_batches_that_a_gpu_computes_leave_the_cores_to_files(
     stage, run = keeping
     shard = max(run.shards, key=lambda shard: shard.num_batches)
     stage.step(shard, 0)
-    with ThreadPoolExecutor(1) as pool, stage._cores.one():
-        batch = pool.submit(stage.step, shard, 1)
-        with pytest.raises(TimeoutError):
-            batch.result(0.2)
-    batch.result(60)
-    monkeypatch.setattr(StageModel, "device", torch.device("cuda"))
-    with stage._cores.one():
-        stage.step(shard, 2)
+    with ThreadPoolExecutor(1) as pool:
+        with stage._cores.one():
+            batch = pool.submit(stage.step, shard, 1)
+            with pytest.raises(TimeoutError):
+                batch.result(0.2)
+        batch.result(60)
+        monkeypatch.setattr(StageModel, "device", torch.device("cuda"))
+        with stage._cores.one():
+            pool.submit(stage.step, shard, 2).result(60)
 
 
 def test_memory_stays_flat_over_a_thousand_batches(run: Run, stages: list[Stage]) -> None:
